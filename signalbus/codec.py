@@ -1,0 +1,270 @@
+"""Signals to bytes and back: CloudEvents in binary and structured mode. Pure.
+
+The only place that raises `DecodeError`. Knows headers and bodies, but no broker. CloudEvents has no binding for
+AMQP 0-9-1, so attributes are written as ``cloudEvents_<name>`` and read with the prefixes of its other bindings too.
+Source: CloudEvents 1.0.2, AMQP protocol binding section 3.1.3.1 (prefixes) and JSON event format.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from datetime import UTC, datetime
+from typing import cast
+
+import orjson
+import pydantic_core
+from pydantic import BaseModel, TypeAdapter
+
+from .errors import DecodeError, InvalidSignal
+from .signals import ATTRIBUTES, ExtensionValue, Signal
+
+HeaderValue = str | int | bool
+
+PREFIX = "cloudEvents_"
+PREFIXES = (PREFIX, "cloudEvents:", "ce-")
+STRUCTURED = "application/cloudevents+json"
+JSON = "application/json"
+BYTES = "application/octet-stream"
+
+_ID, _TYPE, _SOURCE, _TIME, _SPEC = (PREFIX + name for name in ("id", "type", "source", "time", "specversion"))
+_OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
+_OPTIONAL_HEADERS = tuple((name, PREFIX + name) for name in _OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSignal:
+    """A signal as it travels and is stored. ``headers`` hold its attributes, prefixed; ``body`` its data."""
+
+    id: str
+    type: str
+    headers: Mapping[str, HeaderValue]
+    body: bytes
+    content_type: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body and of the headers, roughly."""
+        headers = sum(len(key) + (len(value) if isinstance(value, str) else 8) for key, value in self.headers.items())
+        return len(self.body) + headers
+
+
+def encode(signal: Signal) -> EncodedSignal:
+    """Encode a signal in binary mode. Raises `InvalidSignal` if its data cannot be encoded or it has no source."""
+    if not signal.source:
+        raise InvalidSignal(f"signal {signal.id} has no source; say who publishes it: Signal(source='shop', ...)")
+    headers: dict[str, HeaderValue] = {
+        _SPEC: "1.0",
+        _ID: signal.id,
+        _TYPE: signal.type,
+        _SOURCE: signal.source,
+        _TIME: _written(signal.time),
+    }
+    for name, header in _OPTIONAL_HEADERS:
+        value = getattr(signal, name)
+        if value is not None:
+            headers[header] = value
+    for name, value in signal.extensions.items():
+        headers[PREFIX + name] = value
+    body, content_type = encode_data(signal.data, signal.datacontenttype)
+    return EncodedSignal(signal.id, signal.type, headers, body, content_type)
+
+
+def encode_structured(signal: Signal) -> EncodedSignal:
+    """Encode a signal in structured mode: the whole event as one JSON object in the body."""
+    binary = encode(signal)
+    event: dict[str, object] = {_attribute(header) or header: value for header, value in binary.headers.items()}
+    if binary.content_type is not None:
+        event["datacontenttype"] = binary.content_type
+        if is_json(binary.content_type):
+            event["data"] = _parse_json(binary.body)
+        elif binary.content_type.startswith("text/"):
+            event["data"] = binary.body.decode()
+        else:
+            event["data_base64"] = base64.b64encode(binary.body).decode()
+    return EncodedSignal(signal.id, signal.type, {}, _dump_json(event), STRUCTURED)
+
+
+def encode_data(data: object, content_type: str | None) -> tuple[bytes, str | None]:
+    """Return body and content type: bytes as they are, text for ``text/*``, JSON for everything else.
+
+    JSON follows pydantic for its models, and covers dataclasses, enums, dates and UUIDs; NaN is refused.
+    Raises `InvalidSignal` if the data cannot be encoded.
+    """
+    if data is None:
+        return b"", content_type
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data), content_type or BYTES
+    if content_type is not None and not is_json(content_type):
+        if isinstance(data, str):
+            return _utf8(data), content_type
+        raise InvalidSignal(f"data is {type(data).__name__} but datacontenttype is {content_type!r}; pass bytes or str")
+    try:
+        return _dump_json(data), content_type or JSON
+    except (TypeError, ValueError, RecursionError, pydantic_core.PydanticSerializationError) as error:
+        raise InvalidSignal(f"data of type {type(data).__name__} cannot be written as JSON: {error}") from error
+
+
+def decode(encoded: EncodedSignal) -> Signal:
+    """Decode a signal with its data. Raises `DecodeError` saying what is wrong."""
+    structured = is_structured(encoded)
+    attributes = _structured_attributes(encoded.body) if structured else _binary_attributes(encoded.headers)
+    body, content_type = payload(encoded) if structured else (encoded.body, encoded.content_type)
+    data = decode_data(body, content_type)
+    fields: dict[str, str] = {}
+    extensions: dict[str, ExtensionValue] = {}
+    for name, value in attributes.items():
+        if name in ATTRIBUTES:
+            if not isinstance(value, str):
+                raise DecodeError(f"attribute {name!r} is {type(value).__name__}, not a string")
+            fields[name] = value
+        else:
+            extensions[name] = value
+    if (version := fields.get("specversion", "1.0")) != "1.0":
+        raise DecodeError(f"CloudEvents version {version!r} is not supported, only '1.0'")
+    for name in ("id", "type", "source"):
+        if name not in fields:
+            raise DecodeError(f"not a CloudEvent: attribute {name!r} is missing")
+    try:
+        return Signal(
+            id=fields["id"],
+            type=fields["type"],
+            source=fields["source"],
+            time=_read_time(fields["time"]) if "time" in fields else datetime.fromtimestamp(0, UTC),
+            datacontenttype=content_type,
+            data=data,
+            extensions=extensions,
+            **{name: fields[name] for name in _OPTIONAL if fields.get(name)},
+        )
+    except InvalidSignal as error:
+        raise DecodeError(str(error)) from error
+
+
+def decode_data(body: bytes, content_type: str | None) -> object:
+    """Return the data of a body: JSON parsed, ``text/*`` as a string, no body as None, else bytes."""
+    if content_type is None:
+        return body or None
+    if is_json(content_type):
+        return _parse_json(body) if body else None
+    if content_type.startswith("text/"):
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise DecodeError(f"the body says {content_type!r} but is not UTF-8: {error}") from error
+    return body
+
+
+def payload(encoded: EncodedSignal) -> tuple[bytes, str | None]:
+    """Return the data as bytes with its content type, out of the envelope if the signal is structured."""
+    if not is_structured(encoded):
+        return encoded.body, encoded.content_type
+    event = _event(encoded.body)
+    content_type = event.get("datacontenttype", JSON)
+    if not isinstance(content_type, str):
+        raise DecodeError("attribute 'datacontenttype' is not a string")
+    if (text := event.get("data_base64")) is not None:
+        try:
+            return base64.b64decode(str(text), validate=True), content_type
+        except (binascii.Error, ValueError) as error:
+            raise DecodeError(f"data_base64 is not base64: {error}") from error
+    data = event.get("data")
+    if data is None:
+        return b"", None
+    if is_json(content_type):
+        return _dump_json(data), content_type
+    return _utf8(data) if isinstance(data, str) else _dump_json(data), content_type
+
+
+def is_json(content_type: str | None) -> bool:
+    """Tell whether a content type means JSON: ``application/json``, ``text/json`` or ``*+json``."""
+    if content_type == JSON:
+        return True
+    if content_type is None:
+        return False
+    essence = content_type.partition(";")[0].strip().lower()
+    return essence in (JSON, "text/json") or essence.endswith("+json")
+
+
+def is_structured(encoded: EncodedSignal) -> bool:
+    """Tell whether the body is a whole CloudEvent."""
+    content_type = encoded.content_type
+    if content_type is None or content_type == JSON:
+        return False
+    return content_type.partition(";")[0].strip().lower() == STRUCTURED
+
+
+def _binary_attributes(headers: Mapping[str, HeaderValue]) -> dict[str, HeaderValue]:
+    return {name: value for header, value in headers.items() if (name := _attribute(header))}
+
+
+def _attribute(header: str) -> str | None:
+    for prefix in PREFIXES:
+        if header.startswith(prefix):
+            return header[len(prefix) :].lower()
+    return None
+
+
+def _structured_attributes(body: bytes) -> dict[str, ExtensionValue]:
+    attributes: dict[str, ExtensionValue] = {}
+    for name, value in _event(body).items():
+        if name in ("data", "data_base64", "datacontenttype") or value is None:
+            continue
+        if not isinstance(value, str | int | bool):
+            raise DecodeError(f"attribute {name!r} is {type(value).__name__}, not a string, integer or boolean")
+        attributes[name] = value
+    return attributes
+
+
+def _event(body: bytes) -> dict[str, object]:
+    event = _parse_json(body)
+    if not isinstance(event, dict):
+        raise DecodeError(f"a structured CloudEvent is a JSON object, not {type(event).__name__}")
+    return cast("dict[str, object]", event)
+
+
+def _parse_json(body: bytes) -> object:
+    # Not orjson: it turns integers beyond 64 bits into floats, and so changes them silently.
+    try:
+        return cast("object", pydantic_core.from_json(body, allow_inf_nan=False))
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"the body is not JSON: {error}") from error
+
+
+def _dump_json(data: object) -> bytes:
+    if isinstance(data, BaseModel):
+        return data.__pydantic_serializer__.to_json(data)
+    if is_dataclass(data) and not isinstance(data, type):
+        return TypeAdapter(type(data)).dump_json(data)
+    try:
+        body = orjson.dumps(data, default=pydantic_core.to_jsonable_python)
+    except TypeError:
+        return _dump_json_slowly(data)  # orjson refuses integers beyond 64 bits
+    # orjson writes NaN and infinity as null; a null that was None is told apart by the standard library.
+    return _dump_json_slowly(data) if b"null" in body else body
+
+
+def _dump_json_slowly(data: object) -> bytes:
+    default = pydantic_core.to_jsonable_python
+    return json.dumps(data, default=default, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidSignal(f"text data has lone surrogates: {error}") from error
+
+
+def _written(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _read_time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise DecodeError(f"time {ascii(text[:80])} is not RFC 3339") from error
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

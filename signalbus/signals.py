@@ -1,0 +1,128 @@
+"""The signal: an immutable CloudEvents 1.0 event, and the rules its attributes obey. Pure.
+
+Source: CloudEvents 1.0.2, https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import cast
+
+import uuid_utils
+
+from .errors import InvalidSignal
+from .patterns import check_type
+
+ExtensionValue = str | int | bool
+
+ATTRIBUTE_LIMIT = 2_048  # bytes of one attribute: ids and URIs are far shorter
+EXTENSIONS_LIMIT = 32_768  # bytes of all extensions: RabbitMQ closes the connection above a frame (128 KiB)
+INT_RANGE = range(-(2**31), 2**31)  # CloudEvents "Integer" is 32 bits
+
+#: Attributes that are fields of `Signal`, so they cannot be extensions.
+ATTRIBUTES = frozenset(
+    {"specversion", "id", "type", "source", "subject", "time", "datacontenttype", "dataschema"}
+    | {"data", "data_base64", "correlationid", "causationid", "traceparent", "tracestate"}
+)
+
+_OPTIONAL = ("subject", "datacontenttype", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
+_NO_EXTENSIONS: Mapping[str, ExtensionValue] = {}
+_EXTENSION_NAME = re.compile(r"[a-z0-9]{1,64}\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_valid_type = lru_cache(maxsize=4096)(check_type)
+
+
+def new_id() -> str:
+    """Return a new UUIDv7 (RFC 9562): unique, and sorted by time to the millisecond."""
+    return str(uuid_utils.uuid7())
+
+
+def utc_now() -> datetime:
+    """Return the time of day, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """One event. Attributes are those of CloudEvents 1.0.
+
+    ``type`` is dot-separated words, ``order.placed``. ``source`` says who published it (a URI reference); a bus
+    fills in its own name when it is empty. ``data`` is anything that JSON can hold, a pydantic model, a dataclass,
+    or ``bytes``. ``correlationid`` is shared by all that one cause set off, ``causationid`` is the id of the signal
+    that directly caused this one; ``traceparent`` and ``tracestate`` are those of W3C Trace Context.
+    ``extensions`` are named by lower-case letters and digits and hold strings, 32-bit integers or booleans.
+
+    Raises `InvalidSignal` when an attribute breaks a rule.
+    """
+
+    type: str
+    data: object = None
+    source: str = ""
+    id: str = field(default_factory=new_id)
+    subject: str | None = None
+    time: datetime = field(default_factory=utc_now)
+    datacontenttype: str | None = None
+    dataschema: str | None = None
+    correlationid: str | None = None
+    causationid: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    extensions: Mapping[str, ExtensionValue] = field(default_factory=lambda: _NO_EXTENSIONS)
+
+    def __post_init__(self) -> None:
+        try:
+            _valid_type(self.type)
+        except TypeError:  # unhashable, so certainly not a string
+            check_type(self.type)
+        _check_text("id", self.id, required=True)
+        _check_text("source", self.source)
+        for name in _OPTIONAL:
+            value = getattr(self, name)
+            if value is not None:
+                _check_text(name, value, required=True)
+        if self.time.tzinfo is None:
+            raise InvalidSignal(f"time {self.time.isoformat()} has no time zone; use datetime.now(UTC)")
+        if self.extensions:
+            _check_extensions(self.extensions)
+
+
+def _check_text(name: str, value: object, *, required: bool = False) -> None:
+    if not isinstance(value, str):
+        raise InvalidSignal(f"{name} is {type(value).__name__}, not a string")
+    if required and not value:
+        raise InvalidSignal(f"{name} is empty; leave it out or give it a value")
+    if not (value.isascii() and value.isprintable()) and _CONTROL.search(value):
+        raise InvalidSignal(f"{name} has control characters or lone surrogates: {ascii(value[:80])}")
+    if len(value) * 4 > ATTRIBUTE_LIMIT and len(value.encode()) > ATTRIBUTE_LIMIT:
+        size = len(value.encode())
+        raise InvalidSignal(f"{name} has {size} bytes, more than {ATTRIBUTE_LIMIT}; put it into the data")
+
+
+def _check_extensions(extensions: Mapping[str, ExtensionValue]) -> None:
+    size = 0
+    # Typed as promised, checked as met: untyped callers pass anything.
+    items = cast("Iterable[tuple[object, object]]", extensions.items())
+    for name, value in items:
+        if not isinstance(name, str) or not _EXTENSION_NAME.match(name):
+            raise InvalidSignal(f"extension {ascii(name)[:80]}: names are 1 to 64 lower-case letters and digits")
+        if name in ATTRIBUTES:
+            raise InvalidSignal(f"extension {name!r} is an attribute of its own: Signal({name}=...)")
+        match value:
+            case bool():
+                size += len(name) + 1
+            case int():
+                if value not in INT_RANGE:
+                    raise InvalidSignal(f"extension {name!r} is {value}, beyond 32 bits; send it as a string")
+                size += len(name) + 4
+            case str():
+                _check_text(f"extension {name!r}", value)
+                size += len(name) + len(value.encode())
+            case _:
+                kind = type(value).__name__
+                raise InvalidSignal(f"extension {name!r} is {kind}; use str, int or bool, or put it into the data")
+    if size > EXTENSIONS_LIMIT:
+        raise InvalidSignal(f"the extensions have {size} bytes, more than {EXTENSIONS_LIMIT}; put them into the data")

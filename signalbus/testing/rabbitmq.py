@@ -52,7 +52,7 @@ _DEFAULTS = {
     "log.file.level": "info",
     # Small build machines: the default is relative to memory and would block publishers.
     "disk_free_limit.absolute": "50MB",
-    "vm_memory_high_watermark.absolute": "1GB",
+    "vm_memory_high_watermark.absolute": "2GB",
 }
 
 

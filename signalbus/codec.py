@@ -52,15 +52,16 @@ class EncodedSignal:
         return len(self.body) + headers
 
 
-def encode(signal: Signal) -> EncodedSignal:
+def encode(signal: Signal, *, default_source: str = "") -> EncodedSignal:
     """Encode a signal in binary mode. Raises `InvalidSignal` if its data cannot be encoded or it has no source."""
-    if not signal.source:
+    source = signal.source or default_source
+    if not source:
         raise InvalidSignal(f"signal {signal.id} has no source; say who publishes it: Signal(source='shop', ...)")
     headers: dict[str, HeaderValue] = {
         _SPEC: "1.0",
         _ID: signal.id,
         _TYPE: signal.type,
-        _SOURCE: signal.source,
+        _SOURCE: source,
         _TIME: _written(signal.time),
     }
     for name, header in _OPTIONAL_HEADERS:
@@ -266,5 +267,5 @@ def _read_time(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise DecodeError(f"time {ascii(text[:80])} is not RFC 3339") from error
+        raise DecodeError(f"time {text[:80]!a} is not RFC 3339") from error
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -67,7 +67,7 @@ class Settings:
             if not value > 0:
                 raise ConfigError(f"setting {name} is {value}; it must be greater than 0")
         if not self.name or not self.name.isprintable():
-            raise ConfigError(f"setting name is {ascii(self.name)}; it must be printable and not empty")
+            raise ConfigError(f"setting name is {self.name!a}; it must be printable and not empty")
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None, **overrides: str | float | None) -> Settings:
@@ -98,7 +98,7 @@ def parse_url(url: str) -> BrokerUrl:
         case "amqp" | "amqps":
             return _rabbit(url)
         case _:
-            raise ConfigError(f"unknown scheme {ascii(scheme)} in {masked(url)!r}; valid are sqlite, amqp and amqps")
+            raise ConfigError(f"unknown scheme {scheme!a} in {masked(url)!r}; valid are sqlite, amqp and amqps")
 
 
 def masked(url: str) -> str:
@@ -147,7 +147,7 @@ def _rabbit(url: str) -> RabbitUrl:
             raise ConfigError(f"invalid port in {masked(server)!r}; use host:5672") from error
     prefix = options.get("prefix", "signalbus")
     if not prefix or len(prefix) > 60 or not prefix.replace(".", "").replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"prefix {ascii(prefix)} must be 1 to 60 letters, digits, '.', '-' or '_'")
+        raise ConfigError(f"prefix {prefix!a} must be 1 to 60 letters, digits, '.', '-' or '_'")
     heartbeat = int(_number(options, "heartbeat", 10))
     if heartbeat < 1:
         raise ConfigError("heartbeat must be at least 1 second; without it a dead broker is never noticed")
@@ -168,14 +168,14 @@ def _options(parts: SplitResult, *known: str) -> dict[str, str]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(known)}"
-            raise ConfigError(f"unknown option {ascii(name)} in the {parts.scheme} URL; {hint}")
+            raise ConfigError(f"unknown option {name!a} in the {parts.scheme} URL; {hint}")
     return options
 
 
 def _choice(options: Mapping[str, str], name: str, valid: tuple[str, ...], default: str) -> str:
     value = options.get(name, default)
     if value not in valid:
-        raise ConfigError(f"option {name} is {ascii(value)}; valid are {', '.join(valid)}")
+        raise ConfigError(f"option {name} is {value!a}; valid are {', '.join(valid)}")
     return value
 
 
@@ -186,7 +186,7 @@ def _number(options: Mapping[str, str], name: str, default: float) -> float:
     try:
         value = float(text)
     except ValueError as error:
-        raise ConfigError(f"option {name} is {ascii(text)}, not a number") from error
+        raise ConfigError(f"option {name} is {text!a}, not a number") from error
     if not 0 <= value < float("inf"):
         raise ConfigError(f"option {name} is {text}; it must not be negative or infinite")
     return value
@@ -198,4 +198,4 @@ def _converted(text: str, default: object, variable: str) -> str | float:
     try:
         return int(text) if isinstance(default, int) else float(text)
     except ValueError as error:
-        raise ConfigError(f"{variable} is {ascii(text)}, not a number") from error
+        raise ConfigError(f"{variable} is {text!a}, not a number") from error

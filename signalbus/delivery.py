@@ -1,4 +1,4 @@
-"""What becomes of a delivery: ``(outcome, attempt, policy) -> settlement``. Pure.
+"""What becomes of a delivery: ``(failure, attempt, policy) -> settlement``. Pure.
 
 Brokers carry settlements out; they never choose one.
 """
@@ -75,47 +75,31 @@ ACK = Ack()
 RELEASE = Release()
 
 
-def after_success() -> Settlement:
-    """Return the settlement of a delivery whose handler returned."""
-    return ACK
+def after_failure(
+    error: BaseException, failure: Failure, *, policy: RetryPolicy, history: Sequence[Failure], random: float
+) -> RetryLater | DeadLetter:
+    """Return the settlement of a delivery whose handler raised ``error``, described by ``failure``.
 
-
-def after_error(
-    error: BaseException,
-    *,
-    attempt: int,
-    policy: RetryPolicy,
-    history: Sequence[Failure],
-    at: datetime,
-    session: str,
-    random: float,
-) -> Settlement:
-    """Return the settlement of a delivery whose handler raised ``error`` on ``attempt`` (from 1).
-
-    ``random`` in [0, 1) feeds the jitter; ``at`` and ``session`` go into the history.
+    ``history`` has the earlier failures; ``random`` in [0, 1) feeds the jitter.
     """
-    failure = describe(error, attempt=attempt, at=at, session=session)
     trail = _trail(history, failure)
+    said = f"{failure.error}: {failure.message}"
     if isinstance(error, Reject):
-        return DeadLetter(DeadReason.REJECTED, error.reason, trail)
+        return DeadLetter(DeadReason.REJECTED, failure.message, trail)
     if isinstance(error, DecodeError):
-        return DeadLetter(DeadReason.UNDECODABLE, str(error), trail)
-    if policy.gives_up_on(type(error)):
-        return DeadLetter(DeadReason.NEVER_RETRIED, f"{failure.error}: {failure.message}", trail)
-    policy = policy.for_error(type(error))
-    if policy.gives_up_on(type(error)):
-        return DeadLetter(DeadReason.NEVER_RETRIED, f"{failure.error}: {failure.message}", trail)
-    if attempt >= policy.max_attempts:
-        return DeadLetter(DeadReason.ATTEMPTS, f"{attempt} attempts, last {failure.error}: {failure.message}", trail)
+        return DeadLetter(DeadReason.UNDECODABLE, failure.message, trail)
+    rule = policy.for_error(type(error))
+    if policy.gives_up_on(type(error)) or rule.gives_up_on(type(error)):
+        return DeadLetter(DeadReason.NEVER_RETRIED, said, trail)
+    if failure.attempt >= rule.max_attempts:
+        return DeadLetter(DeadReason.ATTEMPTS, f"{failure.attempt} attempts, the last: {said}", trail)
     if isinstance(error, Retry) and error.delay is not None:
         return RetryLater(max(error.delay, timedelta(0)), trail)
-    return RetryLater(policy.delay_after(attempt, random), trail)
+    return RetryLater(rule.delay_after(failure.attempt, random), trail)
 
 
-def after_crashes(crashes: int, *, limit: int, history: Sequence[Failure]) -> DeadLetter | None:
-    """Return a dead letter if ``crashes`` subscribers died while holding the delivery and ``limit`` is reached."""
-    if crashes < limit:
-        return None
+def after_crashes(crashes: int, history: Sequence[Failure]) -> DeadLetter:
+    """Return the settlement of a delivery that ``crashes`` subscribers held when they died: no handler may see it."""
     detail = f"{crashes} times its subscriber died or lost the broker while holding it"
     return DeadLetter(DeadReason.CRASHES, detail, tuple(history))
 
@@ -124,7 +108,7 @@ def describe(error: BaseException, *, attempt: int, at: datetime, session: str) 
     """Return the record of a failed attempt; texts are bounded, since they travel in headers."""
     try:
         message = str(error)
-    except Exception as broken:  # a foreign __str__ may do anything
+    except Exception as broken:  # noqa: BLE001 - a foreign __str__ may do anything
         message = f"<__str__ raised {type(broken).__name__}>"
     kind = type(error)
     known = kind.__module__ in ("builtins", "signalbus.errors")
@@ -141,7 +125,7 @@ def describe(error: BaseException, *, attempt: int, at: datetime, session: str) 
 def _traceback(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error, limit=-20))[-TRACEBACK_LIMIT:]
-    except Exception as broken:  # format_exception calls foreign __str__ and __repr__
+    except Exception as broken:  # noqa: BLE001 - format_exception calls foreign __str__ and __repr__
         return f"<no traceback: formatting it raised {type(broken).__name__}>"
 
 

@@ -13,7 +13,8 @@
     │   ├── PublishUnconfirmed      outcome unknown: repeat with the same id
     │   └── StorageError            the store refuses to work: full, damaged, not permitted
     ├── BatchError                  some signals of a batch were not stored
-    └── BusClosed                   used after ``aclose`` or before it is open
+    ├── BusClosed                   used after ``aclose`` or before it is open
+    └── Escalated                   a part of the bus failed again and again
 
     Retry, Reject                   raised by handlers; control flow, not errors
 """
@@ -105,7 +106,11 @@ class BusClosed(SignalBusError):
     """Raised when a bus is used while it is not open."""
 
 
-class Retry(Exception):  # noqa: N818 - control flow, read as an imperative: ``raise Retry(...)``
+class Escalated(SignalBusError):
+    """Raised when a supervised part failed more often than its supervisor allows (3 times in 5 s)."""
+
+
+class Retry(Exception):
     """Raised by a handler: deliver this signal again later; counts as an attempt, is not logged as an error.
 
     ``delay`` overrides the policy's delay for this attempt; ``None`` leaves it to the policy.
@@ -117,7 +122,7 @@ class Retry(Exception):  # noqa: N818 - control flow, read as an imperative: ``r
         self.delay = delay
 
 
-class Reject(Exception):  # noqa: N818 - control flow, as above
+class Reject(Exception):
     """Raised by a handler: give this delivery up now, as a dead letter with ``reason``."""
 
     def __init__(self, reason: str = "the handler rejected it") -> None:

@@ -29,7 +29,15 @@ ATTRIBUTES = frozenset(
     | {"data", "data_base64", "correlationid", "causationid", "traceparent", "tracestate"}
 )
 
-_OPTIONAL = ("subject", "datacontenttype", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
+_OPTIONAL = (
+    "subject",
+    "datacontenttype",
+    "dataschema",
+    "correlationid",
+    "causationid",
+    "traceparent",
+    "tracestate",
+)
 _NO_EXTENSIONS: Mapping[str, ExtensionValue] = {}
 _EXTENSION_NAME = re.compile(r"[a-z0-9]{1,64}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -96,7 +104,7 @@ def _check_text(name: str, value: object, *, required: bool = False) -> None:
     if required and not value:
         raise InvalidSignal(f"{name} is empty; leave it out or give it a value")
     if not (value.isascii() and value.isprintable()) and _CONTROL.search(value):
-        raise InvalidSignal(f"{name} has control characters or lone surrogates: {ascii(value[:80])}")
+        raise InvalidSignal(f"{name} has control characters or lone surrogates: {value[:80]!a}")
     if len(value) * 4 > ATTRIBUTE_LIMIT and len(value.encode()) > ATTRIBUTE_LIMIT:
         size = len(value.encode())
         raise InvalidSignal(f"{name} has {size} bytes, more than {ATTRIBUTE_LIMIT}; put it into the data")

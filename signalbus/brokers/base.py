@@ -67,7 +67,8 @@ class Incoming:
     """One signal handed to this process. Compared by identity; a redelivery is another object.
 
     ``attempt`` counts handler runs from 1 and grows only by `RetryLater`. ``crashes`` counts how often a subscriber
-    died (or lost the broker) while holding it. ``malformed`` says why the envelope cannot be read at all, if so.
+    died or lost the broker while holding it; it grows with every redelivery that nobody asked for, this process's
+    own losses included (`signalbus.subscriber` tells those apart). ``malformed`` says why the envelope cannot be read at all, if so.
     ``handle`` belongs to the adapter.
     """
 
@@ -166,7 +167,7 @@ class BrokerHealth:
 
     state: BrokerState
     reason: str = ""
-    counters: Mapping[str, int] = field(default_factory=lambda: {})
+    counters: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 

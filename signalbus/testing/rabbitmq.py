@@ -41,7 +41,7 @@ CTL_SECONDS = 60.0
 _WATCHDOG = """
 group=0
 while read -r line; do group=$line; done
-[ "$group" -gt 1 ] && kill -KILL -- "-$group"
+[ "$group" -gt 1 ] && kill -s KILL -- "-$group"
 rm -rf "$1" || { sleep 1; rm -rf "$1"; }
 """
 
@@ -264,21 +264,21 @@ class NodeProcess:
     def add_vhost(self, vhost: str | None = None, *, user: str = "guest") -> str:
         """Make a virtual host on which `user` may do everything; return its name, by default a fresh one."""
         name = vhost or f"t-{secrets.token_hex(6)}"
-        self.eval(
-            f"rabbit_vhost:add({_binary(name)}, <<\"test\">>), {_grant(user, name)}"
-        )
+        self.eval(f'rabbit_vhost:add({_binary(name)}, <<"test">>), {_grant(user, name)}')
         return name
 
     def delete_vhost(self, vhost: str) -> None:
         """Delete a virtual host with all it holds; its clients are disconnected."""
         self.eval(f'rabbit_vhost:delete({_binary(vhost)}, <<"test">>)')
 
-    def add_user(self, user: str, password: str, *, vhost: str | None = None, tags: Sequence[str] = ()) -> None:
+    def add_user(
+        self, user: str, password: str, *, vhost: str | None = None, tags: Sequence[str] = ()
+    ) -> None:
         """Add a user, with all permissions on `vhost` when one is named."""
         grant = f", {_grant(user, vhost)}" if vhost is not None else ""
         self.eval(
             f'rabbit_auth_backend_internal:add_user({_binary(user)}, {_binary(password)}, <<"test">>), '
-            f"rabbit_auth_backend_internal:set_tags({_binary(user)}, [{', '.join(tags)}], <<\"test\">>)"
+            f'rabbit_auth_backend_internal:set_tags({_binary(user)}, [{", ".join(tags)}], <<"test">>)'
             f"{grant}"
         )
 
@@ -293,9 +293,10 @@ class NodeProcess:
         """Return the end of the node's logs, for error messages."""
         if self._directory is None:
             return ""
-        logs = [self._directory / "console.log", *sorted((self._directory / "log").glob("*.log"))]
-        texts = [path.read_text(errors="replace") for path in logs if path.exists()]
-        return "\n".join("\n".join(texts).splitlines()[-lines:])
+        # The console last: there the start script says in plain words what was wrong.
+        logs = [*sorted((self._directory / "log").glob("*.log")), self._directory / "console.log"]
+        texts = [path.read_text(errors="replace").splitlines() for path in logs if path.exists()]
+        return "\n".join(line for text in texts for line in text[-lines:])
 
     def _prepare(self) -> Path:
         """Make directory, configuration and watchdog at the first start."""

@@ -1,0 +1,168 @@
+"""Publishing: repeats until the outcome is certain or the deadline passes, always with the same id.
+
+Knows outcomes and deadlines, but no broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .brokers.base import Broker, PublishOutcome, PublishResult
+from .codec import EncodedSignal
+from .errors import (
+    Backpressure,
+    BatchError,
+    BrokerError,
+    BrokerUnavailable,
+    InvalidSignal,
+    PublishUnconfirmed,
+    SignalBusError,
+    Unroutable,
+)
+from .receipts import Receipt
+from .signals import utc_now
+
+Unrouted = Literal["raise", "ignore"]
+
+BATCH = 500  # signals sent before their outcomes are looked at; enough to fill a commit or a network window
+FIRST_PAUSE = 0.05  # seconds before the first repeat; doubles
+LONGEST_PAUSE = 1.0
+
+
+@dataclass(slots=True)
+class PublisherStats:
+    """Counters since the bus was created."""
+
+    published: int = 0
+    unroutable: int = 0
+    repeated: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class _Pending:
+    """One signal under way. ``sent``: some try may have stored it."""
+
+    encoded: EncodedSignal
+    tries: int = 0
+    sent: bool = False
+    reason: str = ""
+    result: Receipt | SignalBusError | None = None
+
+
+class Publisher:
+    """Publishes encoded signals through a broker."""
+
+    def __init__(self, broker: Broker, max_signal_bytes: int) -> None:
+        self._broker = broker
+        self._max_signal_bytes = max_signal_bytes
+        self.stats = PublisherStats()
+
+    async def publish(self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted) -> Receipt:
+        """Publish one signal; ``timeout`` in seconds. Raises as `Bus.publish` says."""
+        self.check_size(encoded)
+        pending = _Pending(encoded)
+        await self._finish([pending], timeout, unroutable)
+        if isinstance(pending.result, Receipt):
+            return pending.result
+        assert pending.result is not None
+        raise pending.result
+
+    async def publish_many(self, batch: Sequence[EncodedSignal], timeout: float, unroutable: Unrouted) -> list[Receipt]:
+        """Publish a batch in order; ``timeout`` in seconds for all of it. Raises `BatchError`."""
+        for encoded in batch:
+            self.check_size(encoded)
+        deadline = asyncio.get_running_loop().time() + timeout
+        results: list[Receipt | SignalBusError] = []
+        receipts: list[Receipt] = []
+        for start in range(0, len(batch), BATCH):
+            chunk = [_Pending(encoded) for encoded in batch[start : start + BATCH]]
+            await self._finish(chunk, deadline - asyncio.get_running_loop().time(), unroutable)
+            for pending in chunk:
+                assert pending.result is not None
+                results.append(pending.result)
+                if isinstance(pending.result, Receipt):
+                    receipts.append(pending.result)
+        if len(receipts) < len(results):
+            raise BatchError(results)
+        return receipts
+
+    def check_size(self, encoded: EncodedSignal) -> None:
+        """Raise `InvalidSignal` if a signal is over the limit."""
+        if encoded.size > self._max_signal_bytes:
+            raise InvalidSignal(
+                f"signal {encoded.id} has {encoded.size} bytes, more than max_signal_bytes={self._max_signal_bytes}; "
+                "store the data elsewhere and publish a reference to it, or raise SIGNALBUS_MAX_SIGNAL_BYTES"
+            )
+
+    async def _finish(self, batch: list[_Pending], timeout: float, unroutable: Unrouted) -> None:
+        """Give every signal of ``batch`` a result. Never raises for a broker."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        pause = FIRST_PAUSE
+        while True:
+            problem = await self._try(batch, max(deadline - clock(), 0.0), unroutable)
+            batch = [pending for pending in batch if pending.result is None]
+            if not batch:
+                return
+            wait = random.uniform(pause / 2, pause)  # noqa: S311 - jitter, not a secret
+            if problem is not None or clock() + wait >= deadline:
+                for pending in batch:
+                    pending.result = _given_up(pending, problem)
+                self.stats.failed += len(batch)
+                return
+            self.stats.repeated += len(batch)
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _try(self, batch: list[_Pending], timeout: float, unroutable: Unrouted) -> BrokerError | None:
+        """Send once, and settle what is certain. Return the error if nothing could be sent until the deadline."""
+        try:
+            outcomes = await self._broker.publish([pending.encoded for pending in batch], timeout)
+        except BrokerError as error:
+            return error
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            pending.tries += 1
+            self._take(pending, outcome, unroutable)
+        return None
+
+    def _take(self, pending: _Pending, outcome: PublishOutcome, unroutable: Unrouted) -> None:
+        encoded = pending.encoded
+        match outcome.result:
+            case PublishResult.CONFIRMED:
+                self.stats.published += 1
+                pending.result = Receipt(id=encoded.id, type=encoded.type, stored_at=utc_now(), attempts=pending.tries)
+            case PublishResult.RETURNED:
+                self.stats.unroutable += 1
+                pending.result = (
+                    Unroutable(encoded.id, encoded.type)
+                    if unroutable == "raise"
+                    else Receipt(
+                        id=encoded.id,
+                        type=encoded.type,
+                        stored_at=utc_now(),
+                        routed=False,
+                        attempts=pending.tries,
+                    )
+                )
+            case PublishResult.REFUSED:
+                pending.reason = outcome.reason
+            case PublishResult.UNKNOWN:
+                pending.sent = True
+                pending.reason = outcome.reason
+
+
+def _given_up(pending: _Pending, problem: BrokerError | None) -> SignalBusError:
+    if pending.sent:
+        return PublishUnconfirmed(pending.encoded.id, pending.reason)
+    if problem is not None:
+        return problem
+    if pending.reason:
+        return Backpressure(
+            f"the broker refuses signal {pending.encoded.id}: {pending.reason}; it is not stored for every subscription"
+        )
+    return BrokerUnavailable(f"signal {pending.encoded.id} was not sent before the deadline; nothing was stored")

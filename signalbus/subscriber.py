@@ -1,0 +1,404 @@
+"""Serving one subscription: from deliveries to handler runs to settlements.
+
+Every delivery that is received ends in exactly one settlement, or is given back by the broker when we stop.
+Decisions come from `signalbus.delivery`; this module runs handlers and keeps count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict, deque
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from .brokers.base import Broker, Consumer, Incoming, SubscriptionSpec
+from .delivery import (
+    ACK,
+    RELEASE,
+    Ack,
+    DeadLetter,
+    Release,
+    RetryLater,
+    Settlement,
+    after_failure,
+    describe,
+)
+from .errors import BrokerError, ConfigError, DecodeError, Retry
+from .handlers import Delivery, Handler
+from .policy import RetryPolicy
+from .signals import utc_now
+
+log = logging.getLogger(__name__)
+
+#: RabbitMQ closes the channel of a delivery that is unacked for 30 minutes (``consumer_timeout``).
+LONGEST_TIMEOUT = timedelta(minutes=29)
+FIRST_PAUSE = 0.5  # seconds before repeating what the broker could not do; doubles
+LONGEST_PAUSE = 5.0
+VERDICTS = 4_096  # verdicts remembered until their signals come again
+VERDICT_SECONDS = 600.0  # a redelivery comes within seconds; much later it is something else
+
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriberOptions:
+    """How a subscription is served by this process.
+
+    ``concurrency``: handlers at a time. ``prefetch``: unsettled deliveries held at most. ``timeout``: of one handler
+    run. ``max_crashes``: deaths of subscribers after which a delivery becomes a dead letter.
+    """
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    concurrency: int = 1
+    prefetch: int | None = None
+    timeout: timedelta = timedelta(minutes=15)
+    max_crashes: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value in (("concurrency", self.concurrency), ("max_crashes", self.max_crashes)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.prefetch is not None and not self.concurrency <= self.prefetch <= 65_535:
+            raise ConfigError(
+                f"prefetch is {self.prefetch}; it must be from concurrency ({self.concurrency}) to 65535, "
+                "or handlers would idle"
+            )
+        if not timedelta(0) < self.timeout <= LONGEST_TIMEOUT:
+            raise ConfigError(
+                f"timeout is {self.timeout}; it must be above zero and at most {LONGEST_TIMEOUT}, "
+                "since RabbitMQ takes a delivery back after 30 minutes"
+            )
+
+    @property
+    def window(self) -> int:
+        """Deliveries held at most: enough to hide a commit, few enough to share with other subscribers."""
+        return self.prefetch if self.prefetch is not None else max(16, 2 * self.concurrency)
+
+
+@dataclass(slots=True, kw_only=True)
+class SubscriptionStats:
+    """Counters of a subscription in this process since the bus was opened; ``waiting`` and ``in_flight`` are now."""
+
+    received: int = 0
+    redelivered: int = 0
+    acked: int = 0
+    retried: int = 0
+    dead: int = 0
+    released: int = 0
+    lost_settlements: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    last_error: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One consumer at the broker, and how many of its deliveries are in our hands."""
+
+    consumer: Consumer
+    held: int = 0
+    ended: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A handler run, with the copies of its delivery that came before it was settled."""
+
+    incoming: Incoming
+    twins: list[tuple[_Stream, Incoming]] = field(default_factory=list)
+
+    def covers(self, incoming: Incoming) -> bool:
+        """Tell whether ``incoming`` is the same attempt, come again because its connection was lost.
+
+        A retry is another attempt; a replay and a publisher's duplicate start from zero: those have to run.
+        """
+        return incoming.attempt == self.incoming.attempt and incoming.crashes > self.incoming.crashes
+
+
+@dataclass(frozen=True, slots=True)
+class _Unrecorded:
+    """A verdict that its connection to the broker did not live to record."""
+
+    run: _Run
+    settlement: Settlement
+    at: float
+
+
+class Subscriber:
+    """Serves one subscription over a broker, until it is stopped. Restartable: `serve` may be called again."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        spec: SubscriptionSpec,
+        handler: Handler,
+        options: SubscriberOptions,
+        session: str,
+    ) -> None:
+        self.stats = SubscriptionStats()
+        self.ready = asyncio.Event()  # the broker counts us as a consumer
+        self._broker = broker
+        self._spec = spec
+        self._handler = handler
+        self._options = options
+        self._session = session
+        self._wanted = asyncio.Event()  # cleared while paused
+        self._wanted.set()
+        self._stopping = False
+        self._streams: set[_Stream] = set()
+        self._waiting: deque[tuple[_Stream, Incoming]] = deque()
+        self._running: dict[_Key, _Run] = {}
+        self._unrecorded: OrderedDict[_Key, _Unrecorded] = OrderedDict()
+        self._cancelling = False
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._threads = ThreadPoolExecutor(options.concurrency, thread_name_prefix=f"signalbus-{spec.name}")
+
+    async def serve(self, timeout: float) -> None:
+        """Consume and handle until `stop`; through pauses and losses of the broker. ``timeout`` for each call to it."""
+        pause = FIRST_PAUSE
+        while not self._stopping:
+            await self._wanted.wait()
+            try:
+                consumer = await self._broker.consume(self._spec.name, self._options.window, timeout)
+            except BrokerError as error:
+                self.stats.last_error = str(error)
+                log.warning("%s: not served yet, trying again: %s", self._spec.name, error)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
+            pause = FIRST_PAUSE
+            await self._serve_stream(_Stream(consumer))
+
+    async def _serve_stream(self, stream: _Stream) -> None:
+        self._streams.add(stream)
+        self.ready.set()
+        try:
+            if self._stopping or not self._wanted.is_set():
+                await stream.consumer.stop()  # asked for while we connected
+            while batch := await stream.consumer.receive():
+                self._take(stream, batch)
+        finally:
+            self.ready.clear()
+            stream.ended = True
+            await self._retire(stream)
+
+    async def _retire(self, stream: _Stream) -> None:
+        """Close a consumer that takes nothing more, once its last delivery is settled."""
+        if stream.ended and not stream.held and stream in self._streams:
+            self._streams.discard(stream)
+            await stream.consumer.aclose()
+
+    async def pause(self) -> None:
+        """Take nothing more; what was not started goes back, running handlers go on."""
+        self._wanted.clear()
+        await self._stop_streams()
+
+    def resume(self) -> None:
+        """Take deliveries again."""
+        self._wanted.set()
+
+    async def stop(self, grace: float) -> None:
+        """Stop taking, let running handlers end within ``grace`` seconds, cancel the rest, give everything back."""
+        self._stopping = True
+        self._wanted.set()
+        await self._stop_streams()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=grace)
+            if late:
+                log.warning(
+                    "%s: %d handlers did not end within %.1f s; cancelling them, their signals will come again",
+                    self._spec.name,
+                    len(late),
+                    grace,
+                )
+                self._cancelling = True
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(late, timeout=min(grace, 5.0))
+        for stream in list(self._streams):
+            await stream.consumer.aclose()
+        self._streams.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _stop_streams(self) -> None:
+        for stream in list(self._streams):
+            await stream.consumer.stop()
+        self._release_waiting()
+
+    def _release_waiting(self) -> None:
+        while self._waiting:
+            stream, incoming = self._waiting.popleft()
+            self._begin(self._settle(stream, incoming, RELEASE))
+        self.stats.waiting = 0
+
+    def _take(self, stream: _Stream, batch: Sequence[Incoming]) -> None:
+        stream.held += len(batch)
+        self.stats.received += len(batch)
+        for incoming in batch:
+            if incoming.redelivered:
+                self.stats.redelivered += 1
+                if self._unrecorded and (verdict := self._recall(incoming)):
+                    self._begin(self._settle(stream, incoming, verdict))
+                    continue
+            self._waiting.append((stream, incoming))
+        if self._stopping or not self._wanted.is_set():
+            self._release_waiting()  # received between the wish to stop and the stop
+        self._start_waiting()
+
+    def _recall(self, incoming: Incoming) -> Settlement | None:
+        """Return the verdict on an earlier copy of this very attempt, if its recording was lost with the connection.
+
+        Without this, a handler that blocks the event loop longer than the heartbeat runs again and again, for ever.
+        """
+        known = self._unrecorded.get((incoming.signal.id, incoming.signal.type))
+        if known is None or not known.run.covers(incoming):
+            return None
+        if asyncio.get_running_loop().time() - known.at > VERDICT_SECONDS:
+            return None
+        return known.settlement
+
+    def _start_waiting(self) -> None:
+        """Start handlers up to the limit."""
+        waiting, stats = self._waiting, self.stats
+        while waiting and stats.in_flight < self._options.concurrency:
+            stream, incoming = waiting.popleft()
+            key = (incoming.signal.id, incoming.signal.type)
+            run = self._running.get(key)
+            if run is not None and run.covers(incoming):
+                # Running it twice at the same time would double its effect; the first run decides for both.
+                run.twins.append((stream, incoming))
+                continue
+            run = self._running[key] = _Run(incoming)
+            stats.in_flight += 1
+            self._begin(self._handle(stream, run, key))
+        stats.waiting = len(waiting)
+
+    def _begin(self, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Our own bug: handlers' errors became settlements. The delivery stays unsettled and comes again.
+            self.stats.last_error = repr(error)
+            log.critical("%s: a delivery could not be settled", self._spec.name, exc_info=error)
+
+    async def _handle(self, stream: _Stream, run: _Run, key: _Key) -> None:
+        incoming = run.incoming
+        try:
+            settlement = await self._run(incoming)
+        finally:
+            # The slot is free as soon as the handler ended: the next one need not wait for our commit.
+            self.stats.in_flight -= 1
+            if self._waiting:
+                self._start_waiting()
+        recorded = await self._settle(stream, incoming, settlement)
+        for twin_stream, twin in run.twins:
+            # Once the verdict is recorded, further copies are duplicates.
+            recorded = await self._settle(twin_stream, twin, ACK if recorded else settlement) or recorded
+        if self._running.get(key) is run:
+            del self._running[key]
+        if not recorded:
+            self._unrecorded[key] = _Unrecorded(run, settlement, asyncio.get_running_loop().time())
+            if len(self._unrecorded) > VERDICTS:
+                self._unrecorded.popitem(last=False)
+
+    async def _run(self, incoming: Incoming) -> Settlement:
+        """Run the handler; whatever it raises becomes a settlement."""
+        options = self._options
+        if incoming.malformed is not None:
+            return self._after(DecodeError(incoming.malformed), incoming)
+        if incoming.crashes >= options.max_crashes:
+            dead = after_crashes(incoming.crashes, incoming.history)
+            self.stats.last_error = dead.detail
+            log.error("%s: signal %s is a dead letter: %s", self._spec.name, incoming.signal.id, dead.detail)
+            return dead
+        delivery = Delivery(
+            subscription=self._spec.name,
+            attempt=incoming.attempt,
+            crashes=incoming.crashes,
+            redelivered=incoming.redelivered,
+            history=incoming.history,
+            encoded=incoming.signal,
+        )
+        try:
+            async with asyncio.timeout(options.timeout.total_seconds()):
+                await self._handler(delivery, self._threads)
+        except asyncio.CancelledError as error:
+            if self._cancelling:
+                raise  # the drain is over: unsettled, so it comes again
+            task = asyncio.current_task()
+            while task is not None and task.uncancel():
+                pass  # the handler cancelled itself; settling it must not be cancelled too
+            return self._after(error, incoming)
+        except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises is a failed attempt
+            return self._after(error, incoming)
+        return ACK
+
+    def _after(self, error: BaseException, incoming: Incoming) -> Settlement:
+        name, signal = self._spec.name, incoming.signal
+        failure = describe(error, attempt=incoming.attempt, at=utc_now(), session=self._session)
+        settlement = after_failure(
+            error,
+            failure,
+            policy=self._options.retry,
+            history=incoming.history,
+            random=random.random(),  # noqa: S311
+        )
+        self.stats.last_error = f"{failure.error}: {failure.message}"
+        match settlement:
+            case DeadLetter():
+                log.error("%s: %s %s is a dead letter: %s", name, signal.type, signal.id, settlement.detail)
+            case RetryLater() if not isinstance(error, Retry):
+                log.warning(
+                    "%s: %s %s failed on attempt %d, again in %.1f s: %s: %s",
+                    name,
+                    signal.type,
+                    signal.id,
+                    incoming.attempt,
+                    settlement.delay.total_seconds(),
+                    failure.error,
+                    failure.message,
+                )
+            case _:
+                pass
+        return settlement
+
+    async def _settle(self, stream: _Stream, incoming: Incoming, settlement: Settlement) -> bool:
+        """Settle, again and again while the broker cannot store it; return whether it is recorded."""
+        pause = FIRST_PAUSE
+        recorded: bool | None = None
+        while recorded is None:
+            try:
+                recorded = await stream.consumer.settle(incoming, settlement)
+            except BrokerError as error:
+                name = self._spec.name
+                log.warning("%s: settling %s failed, trying again: %s", name, incoming.signal.id, error)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+        stream.held -= 1
+        self._count(settlement, recorded)
+        if stream.ended:
+            await self._retire(stream)
+        return recorded
+
+    def _count(self, settlement: Settlement, recorded: bool) -> None:
+        stats = self.stats
+        if not recorded:
+            stats.lost_settlements += 1
+            return
+        match settlement:
+            case Ack():
+                stats.acked += 1
+            case RetryLater():
+                stats.retried += 1
+            case DeadLetter():
+                stats.dead += 1
+            case Release():
+                stats.released += 1

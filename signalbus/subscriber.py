@@ -24,6 +24,7 @@ from .delivery import (
     Release,
     RetryLater,
     Settlement,
+    after_crashes,
     after_failure,
     describe,
 )

@@ -62,7 +62,7 @@ class ManagedBroker:
 
     def _call(self, method: str, path: str, body: object = None) -> None:
         credentials = f"{self._url.username or 'guest'}:{unquote(self._url.password or 'guest')}"
-        request = urllib.request.Request(  # noqa: S310: an operator's own address
+        request = urllib.request.Request(  # an operator's own address
             self._management + path,
             method=method,
             data=json.dumps(body or {}).encode(),
@@ -71,7 +71,7 @@ class ManagedBroker:
                 "Content-Type": "application/json",
             },
         )
-        with urllib.request.urlopen(request, timeout=30):  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30):
             pass
 
 
@@ -124,7 +124,7 @@ def local_node() -> Iterator[NodeProcess]:
 
 @contextmanager
 def _container() -> Iterator[RabbitMQ]:
-    from testcontainers.rabbitmq import RabbitMqContainer  # noqa: PLC0415: slow, and seldom wanted
+    from testcontainers.rabbitmq import RabbitMqContainer  # slow, and seldom wanted
 
     with RabbitMqContainer("rabbitmq:4-management").with_exposed_ports(5672, 15672) as container:
         host = container.get_container_host_ip()

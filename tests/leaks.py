@@ -19,7 +19,7 @@ def open_descriptors() -> frozenset[tuple[int, str]]:
     """Return number and target of each open file descriptor; nothing where the system does not tell."""
     found: set[tuple[int, str]] = set()
     try:
-        names = os.listdir(_DIRECTORY)  # noqa: PTH208: iterdir would hold a descriptor of its own
+        names = os.listdir(_DIRECTORY)  # noqa: PTH208
     except OSError:
         return frozenset()
     for name in names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -29,7 +28,7 @@ async def eventually(
     deadline = loop.time() + timeout
     while True:
         answer = predicate()
-        value: T = await answer if inspect.isawaitable(answer) else answer
+        value = await answer if isinstance(answer, Awaitable) else answer
         if value:
             return value
         if loop.time() >= deadline:

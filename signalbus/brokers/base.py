@@ -68,7 +68,8 @@ class Incoming:
 
     ``attempt`` counts handler runs from 1 and grows only by `RetryLater`. ``crashes`` counts how often a subscriber
     died or lost the broker while holding it; it grows with every redelivery that nobody asked for, this process's
-    own losses included (`signalbus.subscriber` tells those apart). ``malformed`` says why the envelope cannot be read at all, if so.
+    own losses included (`signalbus.subscriber` tells those apart). ``malformed`` says why the envelope cannot be
+    read at all, if so.
     ``handle`` belongs to the adapter.
     """
 

@@ -85,7 +85,7 @@ class FaultProxy:
 
     def __init__(self, target: str | tuple[str, int], *, seed: int = 0) -> None:
         self._target = _address(target)
-        self._random = random.Random(seed)  # noqa: S311: repeatable on purpose
+        self._random = random.Random(seed)
         self._flows: dict[str, _Flow] = {"up": _Flow(), "down": _Flow()}
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -262,9 +262,7 @@ class FaultProxy:
             self._links.discard(link)
             self._notify()
 
-    async def _carry(
-        self, link: _Link, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _carry(self, link: _Link, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Move one direction's bytes until it ends. Reading and writing are apart, so that delays overlap."""
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS)
         async with asyncio.TaskGroup() as group:

@@ -271,9 +271,7 @@ class NodeProcess:
         """Delete a virtual host with all it holds; its clients are disconnected."""
         self.eval(f'rabbit_vhost:delete({_binary(vhost)}, <<"test">>)')
 
-    def add_user(
-        self, user: str, password: str, *, vhost: str | None = None, tags: Sequence[str] = ()
-    ) -> None:
+    def add_user(self, user: str, password: str, *, vhost: str | None = None, tags: Sequence[str] = ()) -> None:
         """Add a user, with all permissions on `vhost` when one is named."""
         grant = f", {_grant(user, vhost)}" if vhost is not None else ""
         self.eval(
@@ -289,7 +287,7 @@ class NodeProcess:
         self.ctl("start_app")
         self.wait_ready()
 
-    def log_tail(self, lines: int = 40) -> str:
+    def log_tail(self, lines: int = 80) -> str:
         """Return the end of the node's logs, for error messages."""
         if self._directory is None:
             return ""
@@ -385,10 +383,7 @@ def _binary(text: str) -> str:
 
 def _grant(user: str, vhost: str) -> str:
     everything = ", ".join(['<<".*">>'] * 3)
-    return (
-        "rabbit_auth_backend_internal:set_permissions("
-        f'{_binary(user)}, {_binary(vhost)}, {everything}, <<"test">>)'
-    )
+    return f'rabbit_auth_backend_internal:set_permissions({_binary(user)}, {_binary(vhost)}, {everything}, <<"test">>)'
 
 
 class PrivateNode:
@@ -472,9 +467,7 @@ class PrivateNode:
         """Delete a virtual host with all it holds; its clients are disconnected."""
         await asyncio.to_thread(self.process.delete_vhost, name)
 
-    async def add_user(
-        self, user: str, password: str, *, vhost: str | None = None, tags: Sequence[str] = ()
-    ) -> None:
+    async def add_user(self, user: str, password: str, *, vhost: str | None = None, tags: Sequence[str] = ()) -> None:
         """Add a user, with all permissions on `vhost` when one is named."""
         await asyncio.to_thread(self.process.add_user, user, password, vhost=vhost, tags=tags)
 
@@ -500,6 +493,10 @@ class PrivateNode:
         await self.aclose()
 
 
+def _exit_on_signal(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start a node, run a command with its URL in the environment, and return the command's exit code."""
     command = list(sys.argv[1:] if arguments is None else arguments)
@@ -509,7 +506,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("usage: python -m signalbus.testing.rabbitmq -- COMMAND [ARGUMENT…]", file=sys.stderr)
         return 2
     # Without this a SIGTERM would leave the clean-up to the watchdog and the command to nobody.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         node = NodeProcess()
     except NodeError as exc:

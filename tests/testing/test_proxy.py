@@ -119,9 +119,7 @@ async def test_black_hole_holds_bytes_until_healed(proxy: FaultProxy) -> None:
         assert await asyncio.wait_for(connection[0].readexactly(4), DEADLINE) == b"held"
 
 
-async def test_the_broker_does_not_see_a_client_leave_through_a_black_hole(
-    proxy: FaultProxy, echo: Echo
-) -> None:
+async def test_the_broker_does_not_see_a_client_leave_through_a_black_hole(proxy: FaultProxy, echo: Echo) -> None:
     async with client(proxy) as connection:
         await say(connection, b"hello")
         proxy.black_hole()

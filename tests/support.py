@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ async def eventually(
     deadline = loop.time() + timeout
     while True:
         answer = predicate()
-        value = await answer if isinstance(answer, Awaitable) else answer
+        value = cast(T, await answer if inspect.isawaitable(answer) else answer)
         if value:
             return value
         if loop.time() >= deadline:

@@ -1,0 +1,117 @@
+"""The documents are true: their programs run verbatim, and what they name exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
+FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    language: str
+    title: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(*match.groups(default="")) for match in FENCE.finditer(page.read_text())]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    programs = Path(sys.executable).parent
+    return {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+        "PYTHONUNBUFFERED": "1",
+        "HOME": str(tmp_path),
+    }
+
+
+def programs() -> list[tuple[Path, str]]:
+    """Python blocks that do something when run; ``shop.py`` only declares, and is served by terminal 1."""
+    return [(page, b.title) for page in PAGES for b in blocks(page) if b.language == "python" and "asyncio.run" in b.text]
+
+
+@pytest.mark.parametrize(("page", "title"), programs(), ids=lambda value: getattr(value, "name", value))
+def test_program_of_a_document_runs_verbatim(page: Path, title: str, tmp_path: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            (tmp_path / block.title).write_text(block.text)
+    if title == "publisher.py":
+        # It publishes what the shop above it subscribes to.
+        declare = "import asyncio, shop\nasync def main():\n    async with shop.bus: pass\nasyncio.run(main())"
+        subprocess.run([sys.executable, "-c", declare], cwd=tmp_path, env=environment(tmp_path), timeout=60, check=True)
+    ran = subprocess.run(
+        [sys.executable, title], cwd=tmp_path, env=environment(tmp_path), timeout=60, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip()
+    assert "Traceback" not in ran.stderr
+
+
+def test_terminals_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
+    shown = {block.title: block.text for block in blocks(PAGES[0])}
+    (tmp_path / "shop.py").write_text(shown["shop.py"])
+    env = environment(tmp_path)
+    with subprocess.Popen(
+        ["sh", "-ec", f"exec {shown['terminal 1']}"],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as serving:
+        try:
+            assert serving.stdout is not None
+            output: list[str] = []
+            for line in serving.stdout:  # ends with the process, which pytest's timeout bounds
+                output.append(line)
+                if "billing" in line:
+                    break
+            published = subprocess.run(
+                ["sh", "-ec", shown["terminal 2"]], cwd=tmp_path, env=env, timeout=60, capture_output=True, text=True
+            )
+            assert published.returncode == 0, published.stderr
+            assert "billing" in published.stdout
+            wanted = ["billed A-1: 12.50 (attempt 1)", "nothing to pay", "order_id: Field required"]
+            while not all(any(want in line for line in output) for want in wanted):
+                line = serving.stdout.readline()
+                assert line, f"it ended after {output}"
+                output.append(line)
+        finally:
+            serving.terminate()
+    assert serving.returncode == 0
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z-]+)", PAGES[0].read_text(), re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "README.md"], ids=lambda page: page.name)
+def test_links_between_documents_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_guarantee_names_a_test_that_exists() -> None:
+    page = ROOT / "docs" / "guarantees.md"
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ") and "---" not in line]
+    promises = [row for row in rows if not row.startswith("| situation")]
+    assert promises
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for row in promises:
+        names = re.findall(r"`((?:test|check)_\w+)`", row)
+        assert names, f"no test proves: {row}"
+        for name in names:
+            assert re.search(rf"def {name}\b", sources), f"{name} does not exist"

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .brokers.base import Broker, PublishOutcome, PublishResult
+from .brokers.base import CONFIRMED, Broker, PublishOutcome, PublishResult
 from .codec import EncodedSignal
 from .errors import (
     Backpressure,
     BatchError,
     BrokerError,
-    BrokerUnavailable,
     InvalidSignal,
     PublishUnconfirmed,
     SignalBusError,
@@ -29,6 +28,7 @@ from .signals import utc_now
 Unrouted = Literal["raise", "ignore"]
 
 BATCH = 500  # signals sent before their outcomes are looked at; enough to fill a commit or a network window
+HEADERS_LIMIT = 65_536  # more than the attributes of a signal can have
 FIRST_PAUSE = 0.05  # seconds before the first repeat; doubles
 LONGEST_PAUSE = 1.0
 
@@ -65,12 +65,17 @@ class Publisher:
     async def publish(self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted) -> Receipt:
         """Publish one signal; ``timeout`` in seconds. Raises as `Bus.publish` says."""
         self.check_size(encoded)
+        deadline = asyncio.get_running_loop().time() + timeout
+        (outcome,) = await self._broker.publish((encoded,), timeout)
+        if outcome is CONFIRMED:
+            self.stats.published += 1
+            return Receipt(id=encoded.id, type=encoded.type, stored_at=utc_now())
         pending = _Pending(encoded)
-        await self._finish([pending], timeout, unroutable)
-        if isinstance(pending.result, Receipt):
-            return pending.result
-        assert pending.result is not None
-        raise pending.result
+        self._take(pending, outcome, unroutable)
+        result = pending.result or (await self._repeat([pending], deadline, unroutable))[0]
+        if isinstance(result, Receipt):
+            return result
+        raise result
 
     async def publish_many(self, batch: Sequence[EncodedSignal], timeout: float, unroutable: Unrouted) -> list[Receipt]:
         """Publish a batch in order; ``timeout`` in seconds for all of it. Raises `BatchError`."""
@@ -78,46 +83,51 @@ class Publisher:
             self.check_size(encoded)
         deadline = asyncio.get_running_loop().time() + timeout
         results: list[Receipt | SignalBusError] = []
-        receipts: list[Receipt] = []
         for start in range(0, len(batch), BATCH):
             chunk = [_Pending(encoded) for encoded in batch[start : start + BATCH]]
-            await self._finish(chunk, deadline - asyncio.get_running_loop().time(), unroutable)
-            for pending in chunk:
-                assert pending.result is not None
-                results.append(pending.result)
-                if isinstance(pending.result, Receipt):
-                    receipts.append(pending.result)
+            results += await self._finish(chunk, deadline, unroutable)
+        receipts = [result for result in results if isinstance(result, Receipt)]
         if len(receipts) < len(results):
             raise BatchError(results)
         return receipts
 
     def check_size(self, encoded: EncodedSignal) -> None:
         """Raise `InvalidSignal` if a signal is over the limit."""
-        if encoded.size > self._max_signal_bytes:
+        if len(encoded.body) + HEADERS_LIMIT > self._max_signal_bytes and encoded.size > self._max_signal_bytes:
             raise InvalidSignal(
                 f"signal {encoded.id} has {encoded.size} bytes, more than max_signal_bytes={self._max_signal_bytes}; "
                 "store the data elsewhere and publish a reference to it, or raise SIGNALBUS_MAX_SIGNAL_BYTES"
             )
 
-    async def _finish(self, batch: list[_Pending], timeout: float, unroutable: Unrouted) -> None:
-        """Give every signal of ``batch`` a result. Never raises for a broker."""
+    async def _finish(
+        self, batch: list[_Pending], deadline: float, unroutable: Unrouted
+    ) -> list[Receipt | SignalBusError]:
+        """Send a batch until every signal of it has a result."""
+        left = deadline - asyncio.get_running_loop().time()
+        problem = await self._try(batch, max(left, 0.0), unroutable)
+        if problem is not None:
+            return [problem] * len(batch)
+        return await self._repeat(batch, deadline, unroutable)
+
+    async def _repeat(
+        self, batch: list[_Pending], deadline: float, unroutable: Unrouted
+    ) -> list[Receipt | SignalBusError]:
+        """Repeat what has no result yet, with growing pauses, until ``deadline``."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + timeout
         pause = FIRST_PAUSE
-        while True:
-            problem = await self._try(batch, max(deadline - clock(), 0.0), unroutable)
-            batch = [pending for pending in batch if pending.result is None]
-            if not batch:
-                return
+        problem: BrokerError | None = None
+        while open_ := [pending for pending in batch if pending.result is None]:
             wait = random.uniform(pause / 2, pause)  # noqa: S311 - jitter, not a secret
             if problem is not None or clock() + wait >= deadline:
-                for pending in batch:
-                    pending.result = _given_up(pending, problem)
-                self.stats.failed += len(batch)
-                return
-            self.stats.repeated += len(batch)
+                for pending in open_:
+                    pending.result = _given_up(pending)
+                self.stats.failed += len(open_)
+                break
+            self.stats.repeated += len(open_)
             await asyncio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
+            problem = await self._try(open_, max(deadline - clock(), 0.0), unroutable)
+        return [pending.result for pending in batch if pending.result is not None]
 
     async def _try(self, batch: list[_Pending], timeout: float, unroutable: Unrouted) -> BrokerError | None:
         """Send once, and settle what is certain. Return the error if nothing could be sent until the deadline."""
@@ -126,29 +136,24 @@ class Publisher:
         except BrokerError as error:
             return error
         for pending, outcome in zip(batch, outcomes, strict=True):
-            pending.tries += 1
             self._take(pending, outcome, unroutable)
         return None
 
     def _take(self, pending: _Pending, outcome: PublishOutcome, unroutable: Unrouted) -> None:
         encoded = pending.encoded
+        pending.tries += 1
         match outcome.result:
             case PublishResult.CONFIRMED:
                 self.stats.published += 1
                 pending.result = Receipt(id=encoded.id, type=encoded.type, stored_at=utc_now(), attempts=pending.tries)
             case PublishResult.RETURNED:
                 self.stats.unroutable += 1
-                pending.result = (
-                    Unroutable(encoded.id, encoded.type)
-                    if unroutable == "raise"
-                    else Receipt(
-                        id=encoded.id,
-                        type=encoded.type,
-                        stored_at=utc_now(),
-                        routed=False,
-                        attempts=pending.tries,
+                if unroutable == "raise":
+                    pending.result = Unroutable(encoded.id, encoded.type)
+                else:
+                    pending.result = Receipt(
+                        id=encoded.id, type=encoded.type, stored_at=utc_now(), routed=False, attempts=pending.tries
                     )
-                )
             case PublishResult.REFUSED:
                 pending.reason = outcome.reason
             case PublishResult.UNKNOWN:
@@ -156,13 +161,9 @@ class Publisher:
                 pending.reason = outcome.reason
 
 
-def _given_up(pending: _Pending, problem: BrokerError | None) -> SignalBusError:
+def _given_up(pending: _Pending) -> SignalBusError:
     if pending.sent:
         return PublishUnconfirmed(pending.encoded.id, pending.reason)
-    if problem is not None:
-        return problem
-    if pending.reason:
-        return Backpressure(
-            f"the broker refuses signal {pending.encoded.id}: {pending.reason}; it is not stored for every subscription"
-        )
-    return BrokerUnavailable(f"signal {pending.encoded.id} was not sent before the deadline; nothing was stored")
+    return Backpressure(
+        f"the broker refuses signal {pending.encoded.id}: {pending.reason}; it is not stored for every subscription"
+    )

@@ -12,7 +12,7 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import orjson
@@ -29,6 +29,7 @@ PREFIXES = (PREFIX, "cloudEvents:", "ce-")
 STRUCTURED = "application/cloudevents+json"
 JSON = "application/json"
 BYTES = "application/octet-stream"
+EPOCH = datetime.fromtimestamp(0, UTC)  # the time of signals that name none
 
 _ID, _TYPE, _SOURCE, _TIME, _SPEC = (PREFIX + name for name in ("id", "type", "source", "time", "specversion"))
 _OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
@@ -117,8 +118,11 @@ def decode(encoded: EncodedSignal) -> Signal:
     data = decode_data(body, content_type)
     fields: dict[str, str] = {}
     extensions: dict[str, ExtensionValue] = {}
+    time = EPOCH
     for name, value in attributes.items():
-        if name in ATTRIBUTES:
+        if name == "time":
+            time = _read_time(value)
+        elif name in ATTRIBUTES:
             if not isinstance(value, str):
                 raise DecodeError(f"attribute {name!r} is {type(value).__name__}, not a string")
             fields[name] = value
@@ -134,7 +138,7 @@ def decode(encoded: EncodedSignal) -> Signal:
             id=fields["id"],
             type=fields["type"],
             source=fields["source"],
-            time=_read_time(fields["time"]) if "time" in fields else datetime.fromtimestamp(0, UTC),
+            time=time,
             datacontenttype=content_type,
             data=data,
             extensions=extensions,
@@ -236,15 +240,23 @@ def _parse_json(body: bytes) -> object:
 
 def _dump_json(data: object) -> bytes:
     if isinstance(data, BaseModel):
-        return data.__pydantic_serializer__.to_json(data)
+        return _dump_typed(data, data.__pydantic_serializer__)
     if is_dataclass(data) and not isinstance(data, type):
-        return TypeAdapter(type(data)).dump_json(data)
+        return _dump_typed(data, TypeAdapter(type(data)).serializer)
     try:
         body = orjson.dumps(data, default=pydantic_core.to_jsonable_python)
     except TypeError:
         return _dump_json_slowly(data)  # orjson refuses integers beyond 64 bits
     # orjson writes NaN and infinity as null; a null that was None is told apart by the standard library.
     return _dump_json_slowly(data) if b"null" in body else body
+
+
+def _dump_typed(data: object, serializer: pydantic_core.SchemaSerializer) -> bytes:
+    body = serializer.to_json(data)
+    if b"null" in body or b"NaN" in body or b"Infinity" in body:
+        # pydantic writes NaN and infinity as null, or as its models say; JSON has neither.
+        _dump_json_slowly(serializer.to_python(data, mode="json"))
+    return body
 
 
 def _dump_json_slowly(data: object) -> bytes:
@@ -260,12 +272,19 @@ def _utf8(text: str) -> bytes:
 
 
 def _written(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _read_time(text: str) -> datetime:
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise DecodeError(f"time {text[:80]!a} is not RFC 3339") from error
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+        return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    except OverflowError as error:
+        raise InvalidSignal(f"time {time.isoformat()} is beyond the calendar in UTC") from error
+
+
+def _read_time(value: ExtensionValue) -> datetime:
+    try:
+        if isinstance(value, str):
+            time = datetime.fromisoformat(value)
+            return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+        if not isinstance(value, bool):
+            return EPOCH + timedelta(milliseconds=value)  # an AMQP timestamp, as the AMQP binding allows
+    except (ValueError, OverflowError) as error:
+        raise DecodeError(f"time {ascii(value)[:80]} is not RFC 3339, nor milliseconds in range") from error
+    raise DecodeError("attribute 'time' is bool, not a string")

@@ -87,5 +87,5 @@ def _problem(text: object, *, wildcards: bool) -> str | None:
 
 
 def _shown(text: object) -> str:
-    shown = ascii(text)
+    shown = ascii(text[:80] if isinstance(text, str) else text)  # cut first: it may be megabytes
     return shown if len(shown) <= 80 else shown[:77] + "..."

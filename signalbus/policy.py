@@ -56,6 +56,8 @@ class RetryPolicy:
 
     def delay_after(self, attempt: int, random: float) -> timedelta:
         """Return the delay after failed attempt ``attempt`` (from 1); ``random`` is in [0, 1)."""
+        if not self.initial:
+            return self.initial
         try:
             grown = self.initial.total_seconds() * self.multiplier ** (attempt - 1)
         except OverflowError:

@@ -92,8 +92,11 @@ class Signal:
             value = getattr(self, name)
             if value is not None:
                 _check_text(name, value, required=True)
-        if self.time.tzinfo is None:
-            raise InvalidSignal(f"time {self.time.isoformat()} has no time zone; use datetime.now(UTC)")
+        time = cast("object", self.time)
+        if not isinstance(time, datetime):
+            raise InvalidSignal(f"time is {type(time).__name__}, not a datetime")
+        if time.tzinfo is None:
+            raise InvalidSignal(f"time {time.isoformat()} has no time zone; use datetime.now(UTC)")
         if self.extensions:
             _check_extensions(self.extensions)
 
@@ -113,6 +116,8 @@ def _check_text(name: str, value: object, *, required: bool = False) -> None:
 def _check_extensions(extensions: Mapping[str, ExtensionValue]) -> None:
     size = 0
     # Typed as promised, checked as met: untyped callers pass anything.
+    if not isinstance(cast("object", extensions), Mapping):
+        raise InvalidSignal(f"extensions is {type(extensions).__name__}, not a dict")
     items = cast("Iterable[tuple[object, object]]", extensions.items())
     for name, value in items:
         if not isinstance(name, str) or not _EXTENSION_NAME.match(name):

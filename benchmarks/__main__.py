@@ -1,0 +1,93 @@
+"""The command line: what to run, and where the results go."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aio_pika
+
+from signalbus.testing.rabbitmq import PrivateNode, find_server
+
+from . import embedded, idle, memory, rabbitmq
+from .figures import Benchmark
+from .plan import LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
+from .report import environment, print_report, write_json
+from .runner import run
+
+_GROUPS = (embedded, idle, memory, rabbitmq)
+_LATEST = Path(__file__).parent / "results" / "latest.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run benchmarks. A missed target is a figure, not a failure: only what cannot run makes the exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure signalbus against its targets.")
+    parser.add_argument("--only", action="append", metavar="NAME", help="those whose name begins so; may be repeated")
+    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant (default 5, 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
+    parser.add_argument("--long", action="store_true", help=f"memory over {LONG_MEMORY_SIGNALS:,} signals")
+    parser.add_argument("--json", type=Path, default=_LATEST, metavar="PATH", help="(default %(default)s)")
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="for databases")
+    parser.add_argument("--no-rabbitmq", action="store_true", help="the embedded broker only")
+    options = parser.parse_args(arguments)
+    rounds = options.rounds or (2 if options.quick else 5)
+    sizes = QUICK if options.quick else Sizes()
+    if options.long:
+        sizes = dataclasses.replace(sizes, memory_signals=LONG_MEMORY_SIGNALS)
+    only = tuple(options.only or ("",))
+    with_rabbitmq = not options.no_rabbitmq and any("rabbitmq".startswith(name[:8]) for name in only)
+    return asyncio.run(measure(sizes, rounds, only, options.directory, options.json, with_rabbitmq=with_rabbitmq))
+
+
+async def measure(
+    sizes: Sizes, rounds: int, only: tuple[str, ...], directory: Path, json: Path, *, with_rabbitmq: bool
+) -> int:
+    """Run the benchmarks whose names begin with one of ``only``; return the exit code."""
+    async with _rabbitmq_url(wanted=with_rabbitmq) as amqp_url:
+        plan = Plan(sizes=sizes, directory=directory, amqp_url=amqp_url)
+        chosen = [benchmark for benchmark in _benchmarks(plan) if benchmark.name.startswith(only)]
+        if not chosen:
+            names = ", ".join(benchmark.name for benchmark in _benchmarks(plan))
+            print(f"no benchmark begins with {' or '.join(only)}; there are {names}", file=sys.stderr)
+            return 2
+        found = environment(directory, await _server(amqp_url) if amqp_url else None)
+        results = [await run(benchmark, rounds) for benchmark in chosen]
+    print_report(found, results)
+    write_json(json, found, results)
+    return 1 if any(result.error for result in results) else 0
+
+
+def _benchmarks(plan: Plan) -> list[Benchmark]:
+    return [benchmark for group in _GROUPS for benchmark in group.benchmarks(plan)]
+
+
+@asynccontextmanager
+async def _rabbitmq_url(*, wanted: bool) -> AsyncIterator[str | None]:
+    """Yield the URL of a RabbitMQ: the one that is given, or a private node for as long as this takes."""
+    given = os.environ.get("SIGNALBUS_TEST_AMQP_URL")
+    if not wanted or given:
+        yield given if wanted else None
+    elif find_server() is not None:
+        async with PrivateNode() as node:
+            yield node.url()
+    else:
+        print("!!! no rabbitmq-server: the RabbitMQ benchmarks are skipped", file=sys.stderr)
+        yield None
+
+
+async def _server(url: str) -> str:
+    async with await aio_pika.connect(url) as connection:
+        transport = connection.transport
+        properties = transport.connection.server_properties if transport is not None else {}
+        return str(properties.get("version", "unknown version"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Throughput of the embedded broker: its default settings, so every publish returns after an fsync."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+from signalbus import Bus, Subscription
+
+from .figures import Benchmark, Readings, at_least
+from .load import BODY, PATTERN, SIGNAL_TYPE, Countdown, publish_all, require, wait_acked
+from .plan import Plan
+
+SUBJECT = "signalbus"
+BARE = "sqlite3, a commit a row"
+SUBSCRIPTION = "load"
+IN_FLIGHT = 256
+
+
+def benchmarks(plan: Plan) -> list[Benchmark]:
+    """Return the throughput benchmarks of the embedded broker."""
+    count = plan.sizes.embedded_signals
+
+    async def publish() -> Readings:
+        return {SUBJECT: [await _publish(plan.directory, count, IN_FLIGHT)]}
+
+    async def consume() -> Readings:
+        return {SUBJECT: [await _consume(plan.directory, count)]}
+
+    async def round_trip() -> Readings:
+        return {SUBJECT: [await _round_trip(plan.directory, count)]}
+
+    async def one_at_a_time() -> Readings:
+        return {SUBJECT: [await _publish(plan.directory, plan.sizes.one_at_a_time, 1)]}
+
+    async def bare_inserts() -> Readings:
+        return {BARE: [_bare_inserts(plan.directory, plan.sizes.one_at_a_time)]}
+
+    return [
+        Benchmark(
+            name="embedded.publish",
+            title=f"SQLite: publish, {IN_FLIGHT} in flight",
+            unit="signals/s",
+            subject=SUBJECT,
+            legs=(publish,),
+            targets={SUBJECT: at_least(20_000)},
+        ),
+        Benchmark(
+            name="embedded.consume",
+            title=f"SQLite: claim, handle, ack, {IN_FLIGHT} at a time",
+            unit="signals/s",
+            subject=SUBJECT,
+            legs=(consume,),
+        ),
+        Benchmark(
+            name="embedded.round_trip",
+            title=f"SQLite: publish, handle, ack in one process, {IN_FLIGHT} in flight",
+            unit="signals/s",
+            subject=SUBJECT,
+            legs=(round_trip,),
+            targets={SUBJECT: at_least(10_000)},
+        ),
+        Benchmark(
+            name="embedded.one_at_a_time",
+            title="SQLite: publish, one at a time",
+            unit="signals/s",
+            subject=SUBJECT,
+            legs=(one_at_a_time, bare_inserts),
+            targets={BARE: at_least(0.5)},
+        ),
+    ]
+
+
+@contextmanager
+def database(directory: Path) -> Iterator[Path]:
+    """Yield the path of a database file that does not exist yet; it is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="signalbus-bench-", dir=directory) as name:
+        yield Path(name) / "bench.db"
+
+
+@asynccontextmanager
+async def _bus(directory: Path, landed: Countdown) -> AsyncIterator[tuple[Bus, Subscription[..., object]]]:
+    """Yield an open bus on a fresh file, and its one subscription."""
+
+    async def handle(data: bytes) -> None:
+        landed.hit()
+
+    with database(directory) as path:
+        bus = Bus(f"sqlite:///{path}", name="benchmark")
+        subscription = bus.subscribe(
+            PATTERN, handler=handle, name=SUBSCRIPTION, concurrency=IN_FLIGHT, prefetch=2 * IN_FLIGHT
+        )
+        async with bus:
+            yield bus, subscription
+
+
+async def _publish(directory: Path, count: int, in_flight: int) -> float:
+    async with _bus(directory, Countdown(0)) as (bus, subscription):
+        await subscription.pause()
+        rate = await publish_all(lambda: bus.publish(SIGNAL_TYPE, BODY), count, in_flight)
+        require(count, await _ready(bus), "signals stored")
+        return rate
+
+
+async def _consume(directory: Path, count: int) -> float:
+    landed = Countdown(count)
+    async with _bus(directory, landed) as (bus, subscription):
+        await subscription.pause()
+        await bus.publish_many([(SIGNAL_TYPE, BODY)] * count)
+        started = time.perf_counter()
+        await subscription.resume()
+        await landed.wait_done()
+        await wait_acked(subscription, count)
+        elapsed = time.perf_counter() - started
+        require(0, await _ready(bus), "signals left")
+        return count / elapsed
+
+
+async def _round_trip(directory: Path, count: int) -> float:
+    landed = Countdown(count)
+    async with _bus(directory, landed) as (bus, subscription):
+        started = time.perf_counter()
+        publishing = asyncio.create_task(publish_all(lambda: bus.publish(SIGNAL_TYPE, BODY), count, IN_FLIGHT))
+        await landed.wait_done()
+        await publishing
+        await wait_acked(subscription, count)
+        elapsed = time.perf_counter() - started
+        require(0, await _ready(bus), "signals left")
+        return count / elapsed
+
+
+async def _ready(bus: Bus) -> int:
+    return sum(queue.ready + (queue.unsettled or 0) for queue in await bus.broker.queues(10.0))
+
+
+def _bare_inserts(directory: Path, count: int) -> float:
+    """Insert rows, each in a transaction of its own, with the durability of the embedded broker; return rows/s.
+
+    Blocks the event loop on purpose: it is what one thread and the disk can do.
+    """
+    with database(directory) as path, closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("CREATE TABLE signals (seq INTEGER PRIMARY KEY, type TEXT NOT NULL, body BLOB NOT NULL)")
+        started = time.perf_counter()
+        for _ in range(count):
+            connection.execute("INSERT INTO signals (type, body) VALUES (?, ?)", (SIGNAL_TYPE, BODY))
+        rate = count / (time.perf_counter() - started)
+        (stored,) = connection.execute("SELECT count(*) FROM signals").fetchone()
+        require(count, stored, "rows stored")
+        return rate

@@ -1,0 +1,38 @@
+"""How much of everything to do, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Counts of a turn, large enough to drown the start and small enough to take seconds."""
+
+    embedded_signals: int = 20_000
+    one_at_a_time: int = 2_000
+    wake_ups: int = 200
+    idle_seconds: float = 10.0
+    memory_signals: int = 100_000
+    rabbitmq_signals: int = 10_000
+
+
+QUICK = Sizes(
+    embedded_signals=4_000,
+    one_at_a_time=300,
+    wake_ups=20,
+    idle_seconds=2.0,
+    memory_signals=20_000,
+    rabbitmq_signals=2_000,
+)
+LONG_MEMORY_SIGNALS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Sizes, a directory for databases, and a RabbitMQ if there is one."""
+
+    sizes: Sizes
+    directory: Path
+    amqp_url: str | None = None

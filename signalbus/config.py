@@ -102,14 +102,12 @@ def parse_url(url: str) -> BrokerUrl:
 
 
 def masked(url: str) -> str:
-    """Return a URL with its password replaced, for logs and errors."""
-    scheme, separator, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, hosts = authority.rpartition("@")
-    if not separator or not at:
-        return url
+    """Return a URL with its password replaced, for logs and errors; also one that is mistyped."""
+    scheme, separator, rest = url.rpartition("://")
+    # The last @ of all, not of the host part: a password may have a slash that its owner did not encode.
+    user, at, place = rest.rpartition("@")
     name, colon, _ = user.partition(":")
-    return f"{scheme}://{name}{':***' if colon else ''}@{hosts}{slash}{path}"
+    return f"{scheme}{separator}{name}{':***' if colon else ''}{at}{place}"
 
 
 def _sqlite(url: str) -> SqliteUrl:
@@ -136,6 +134,8 @@ def _rabbit(url: str) -> RabbitUrl:
     if not hosts:
         raise ConfigError(f"{masked(url)!r} names no host; use amqp://user:password@host/vhost")
     path = parts.path or "/"
+    if "@" in path and not at:
+        raise ConfigError(f"{masked(url)!r} has an '@' behind the host; write a '/' in the password as '%2F'")
     if "/" in path[1:]:
         vhost = quote(unquote(path[1:]), safe="")
         raise ConfigError(f"the vhost in {masked(url)!r} has a slash; write it as {vhost!r}")

@@ -66,7 +66,11 @@ class Publisher:
         """Publish one signal; ``timeout`` in seconds. Raises as `Bus.publish` says."""
         self.check_size(encoded)
         deadline = asyncio.get_running_loop().time() + timeout
-        (outcome,) = await self._broker.publish((encoded,), timeout)
+        try:
+            (outcome,) = await self._broker.publish((encoded,), timeout)
+        except BrokerError:
+            self.stats.failed += 1
+            raise
         if outcome is CONFIRMED:
             self.stats.published += 1
             return Receipt(id=encoded.id, type=encoded.type, stored_at=utc_now())
@@ -106,6 +110,7 @@ class Publisher:
         left = deadline - asyncio.get_running_loop().time()
         problem = await self._try(batch, max(left, 0.0), unroutable)
         if problem is not None:
+            self.stats.failed += len(batch)
             return [problem] * len(batch)
         return await self._repeat(batch, deadline, unroutable)
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def measure(
-    sizes: Sizes, rounds: int, only: tuple[str, ...], directory: Path, json: Path, *, with_rabbitmq: bool
+    sizes: Sizes, rounds: int, only: tuple[str, ...], directory: Path, document: Path, *, with_rabbitmq: bool
 ) -> int:
     """Run the benchmarks whose names begin with one of ``only``; return the exit code."""
     async with _rabbitmq_url(wanted=with_rabbitmq) as amqp_url:
@@ -60,7 +60,7 @@ async def measure(
         found = environment(directory, await _server(amqp_url) if amqp_url else None)
         results = [await run(benchmark, rounds) for benchmark in chosen]
     print_report(found, results)
-    write_json(json, found, results)
+    write_json(document, found, results)
     return 1 if any(result.error for result in results) else 0
 
 

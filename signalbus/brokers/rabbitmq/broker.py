@@ -1,0 +1,258 @@
+"""The broker on RabbitMQ: puts the parts together.
+
+Three links: signals and copies are published on one, deliveries come on another, and everything that may be refused
+happens on a third. So a blocked publisher still acknowledges, and a wrong question closes nobody's channel but its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from aiormq.abc import AbstractConnection
+
+from ...codec import EncodedSignal
+from ...config import RabbitUrl
+from ...errors import BrokerUnavailable, BusClosed, ConfigError
+from ...signals import utc_now
+from ..base import (
+    BrokerHealth,
+    BrokerState,
+    PublishOutcome,
+    PublishResult,
+    QueueInfo,
+    SessionInfo,
+    StoredDeadLetter,
+    SubscriptionSpec,
+)
+from . import tolerant, wire
+from .connection import Link, Prepare
+from .consumer import RabbitConsumer, Releases
+from .control import Control
+from .copies import Copies
+from .deadletters import read_dead_letters
+from .driver import DriverFailure
+from .monitor import Monitor
+from .publishing import Envelope, Publisher
+from .registry import Registry
+from .subscriptions import Subscriptions
+from .tasks import Keeper
+from .topology import Topology
+
+CLOSE_SECONDS = 6.0
+
+
+class RabbitBroker:
+    """Implements `Broker` on RabbitMQ 3.10 to 4.x."""
+
+    def __init__(self, url: RabbitUrl) -> None:
+        self._url = url
+        self._counters: Counter[str] = Counter()
+        self._keeper = Keeper(self._counters)
+        self._topology = Topology(url.prefix, url.queue_type)
+        self._changed = asyncio.Event()
+        self._control = Control(self._topology, self._counters)
+        self._registry = Registry(self._topology)
+        self._control_link = self._link("control", self._control.prepare)
+        self._control.attach(self._control_link)
+        self._publish_link = self._link("publish", _nothing)
+        self._consume_link = self._link("consume", self._prepare_consuming)
+        self._links = (self._control_link, self._publish_link, self._consume_link)
+        self._signals = Publisher(self._publish_link, self._control.repair)
+        self._copying = Publisher(self._publish_link, self._control.repair)
+        self._copies = Copies(self._copying, self._control)
+        self._subscriptions = Subscriptions(self._control, self._registry, self._consume_link)
+        self._monitor = Monitor(self._subscriptions, self._control, self._counters, url.silent_after)
+        self._releases = Releases()
+        self._opened = False
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"RabbitBroker({self._control_link.server}, prefix={self._url.prefix!r})"
+
+    # Life
+
+    async def open(self, session: SessionInfo, timeout: float) -> None:
+        """Connect all links and make the base topology."""
+        if self._opened or self._closing is not None:
+            raise ConfigError("a broker is opened once; make a new one")
+        tolerant.install()
+        self._opened = True
+        self._subscriptions.session = session.id
+        for link in self._links:
+            link.name = f"{session.name} {session.id}"
+            self._keeper.keep(f"{link.role} link", link.run)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wait_ready()
+        except TimeoutError as error:
+            await self.aclose()
+            raise BrokerUnavailable(self._unreachable(timeout)) from error
+        except BaseException:
+            await self.aclose()
+            raise
+        self._keeper.keep("monitor", self._monitor.run)
+
+    async def aclose(self) -> None:
+        """Stop consumers, close channels and connections."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="signalbus rabbitmq close")
+        # Shielded: whoever closes second waits for the same end, and cancelling one closer leaves nothing half open.
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                consumers = list(self._subscriptions.consumers)
+                await asyncio.gather(*(consumer.aclose() for consumer in consumers), return_exceptions=True)
+                await asyncio.gather(self._signals.aclose(), self._copying.aclose(), return_exceptions=True)
+        except TimeoutError:
+            pass  # a broker that does not answer: its connections are dropped below
+        await self._keeper.aclose()
+
+    async def _wait_ready(self) -> None:
+        while True:
+            self._changed.clear()
+            for link in self._links:
+                if link.problem is not None and link.problem.refused:
+                    raise ConfigError(f"RabbitMQ refuses us at {link.problem}; check user, password and vhost")
+            if all(link.connection is not None for link in self._links):
+                break
+            await self._changed.wait()
+        if self._control.refused is not None:
+            raise ConfigError(
+                f"RabbitMQ at {self._control_link.server} refuses our exchanges and queues: {self._control.refused}; "
+                f"the user needs all rights on names that begin with {self._url.prefix!r}, "
+                "and existing ones must have been made by signalbus with the same settings"
+            )
+
+    def _unreachable(self, timeout: float) -> str:
+        problems = {str(link.problem) for link in self._links if link.problem is not None}
+        cause = "; ".join(sorted(problems)) or f"{self._control_link.server}: no answer"
+        return (
+            f"RabbitMQ cannot be reached within {timeout:.1f} s: {cause}. "
+            "Is it running, and are host, port and TLS settings of SIGNALBUS_URL right?"
+        )
+
+    # Subscriptions
+
+    async def declare(self, subscription: SubscriptionSpec, timeout: float) -> None:
+        """Make a subscription exist, with these patterns."""
+        self._check_open()
+        await self._subscriptions.declare(subscription, timeout)
+
+    async def delete(self, name: str, timeout: float) -> None:
+        """Delete a subscription with everything in its queue."""
+        self._check_open()
+        await self._subscriptions.delete(name, timeout)
+
+    async def consume(self, name: str, prefetch: int, timeout: float) -> RabbitConsumer:
+        """Start to serve a declared subscription."""
+        self._check_open()
+        consumer = RabbitConsumer(
+            name,
+            prefetch,
+            link=self._consume_link,
+            subscriptions=self._subscriptions,
+            copies=self._copies,
+            keeper=self._keeper,
+            releases=self._releases,
+            counters=self._counters,
+            backoff_cap=self._url.backoff_cap,
+        )
+        self._subscriptions.consumers.add(consumer)
+        try:
+            await consumer.wait_served(timeout)
+        except BaseException:
+            await consumer.aclose()
+            raise
+        return consumer
+
+    async def queues(self, timeout: float) -> Sequence[QueueInfo]:
+        """Return the subscriptions with what their queues hold."""
+        self._check_open()
+        return await self._subscriptions.queues(timeout)
+
+    async def dead_letters(self, limit: int, timeout: float) -> Sequence[StoredDeadLetter]:
+        """Return up to ``limit`` dead letters, oldest first."""
+        self._check_open()
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await self._control_link.wait_up(asyncio.get_running_loop().time() + timeout)
+                return await read_dead_letters(connection, self._topology, limit)
+        except DriverFailure as failure:
+            raise self._control.error(failure) from failure
+        except TimeoutError as error:
+            raise BrokerUnavailable(
+                self._control_link.trouble(f"dead letters not read within {timeout:.1f} s")
+            ) from error
+
+    # Publishing
+
+    async def publish(self, batch: Sequence[EncodedSignal], timeout: float) -> Sequence[PublishOutcome]:
+        """Store a batch, pipelined."""
+        self._check_open()
+        exchange, now, next_id = self._topology.signals, utc_now(), self._signals.next_id
+        refused: dict[int, PublishOutcome] = {}
+        envelopes: list[Envelope] = []
+        for index, signal in enumerate(batch):
+            problem = wire.problem_of(signal)
+            if problem is None:
+                envelopes.append(Envelope(exchange, signal.type, wire.properties(signal, next_id(), now), signal.body))
+            else:
+                refused[index] = PublishOutcome(PublishResult.REFUSED, problem)
+        outcomes = await self._signals.publish(envelopes, timeout) if envelopes else []
+        if not refused:
+            return outcomes
+        rest = iter(outcomes)
+        return [refused.get(index) or next(rest) for index in range(len(batch))]
+
+    # State
+
+    def health(self) -> BrokerHealth:
+        """Return where the connections stand."""
+        state, reason = self._state()
+        warnings: list[str] = []
+        if self._registry.unavailable is not None:
+            warnings.append(
+                "no streams, so earlier patterns of a subscription are not known and stay bound: "
+                f"{self._registry.unavailable}"
+            )
+        if self._keeper.failure is not None:
+            warnings.append(f"a part failed and was started again: {self._keeper.failure}")
+        counters = dict(self._counters)
+        counters["reconnects"] = max(0, counters.get("connects", 0) - len(self._links))
+        return BrokerHealth(state=state, reason=reason, counters=counters, warnings=tuple(warnings))
+
+    def _state(self) -> tuple[BrokerState, str]:
+        if not self._opened or self._closing is not None:
+            return BrokerState.CLOSED, "not open"
+        for link in self._links:
+            if link.problem is not None and link.problem.refused:
+                return BrokerState.DEGRADED, str(link.problem)
+        for link in self._links:
+            if link.connection is None:
+                return BrokerState.CONNECTING, str(link.problem or f"{link.server}: connecting")
+        if self._control.refused is not None:
+            return BrokerState.DEGRADED, self._control.refused
+        for consumer in self._subscriptions.consumers:
+            if consumer.refused is not None:
+                return BrokerState.DEGRADED, str(consumer.refused)
+        if self._publish_link.blocked:
+            return BrokerState.BLOCKED, "RabbitMQ has blocked publishing: memory or disk alarm"
+        return BrokerState.UP, ""
+
+    def _check_open(self) -> None:
+        if not self._opened or self._closing is not None:
+            raise BusClosed("the broker is not open")
+
+    def _link(self, role: str, prepare: Prepare) -> Link:
+        return Link(self._url, role, self._counters, self._changed.set, prepare)
+
+    async def _prepare_consuming(self, connection: AbstractConnection) -> None:
+        await self._subscriptions.prepare(connection)
+
+
+async def _nothing(connection: AbstractConnection) -> None:
+    """Publishing channels are opened when they are first needed."""

@@ -1,0 +1,158 @@
+"""The driver at arm's length: calls with a deadline and one kind of error, and a writer that keeps frames in order.
+
+Knows aiormq, but nothing of signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable
+from socket import gaierror
+from typing import TypeVar
+
+from aiormq import exceptions as driver_errors
+from aiormq.abc import AbstractChannel, ChannelFrame
+from aiormq.channel import Channel
+
+T = TypeVar("T")
+
+ACCESS_REFUSED = 403
+NOT_FOUND = 404
+LOCKED = 405
+PRECONDITION_FAILED = 406
+NOT_ALLOWED = 530
+
+#: Refusals that trying again does not change: rights, conflicting arguments, somebody else's exclusive queue.
+REFUSALS = (ACCESS_REFUSED, LOCKED, PRECONDITION_FAILED, NOT_ALLOWED)
+
+CLOSE_SECONDS = 2.0
+RETRY_FLUSH_SECONDS = 0.001
+
+# aiormq drops the reply code of a closed channel and keeps only a class for it.
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (driver_errors.ChannelAccessRefused, ACCESS_REFUSED),
+    (driver_errors.ChannelNotFoundEntity, NOT_FOUND),
+    (driver_errors.ChannelLockedResource, LOCKED),
+    (driver_errors.ChannelPreconditionFailed, PRECONDITION_FAILED),
+    (driver_errors.ProbableAuthenticationError, ACCESS_REFUSED),
+    (driver_errors.AuthenticationError, ACCESS_REFUSED),
+    (driver_errors.ConnectionNotAllowed, NOT_ALLOWED),
+)
+
+
+class DriverFailure(Exception):
+    """Raised when a call to the driver failed. ``code`` is the broker's reply code, if it gave one."""
+
+    def __init__(self, reason: str, code: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
+async def call(awaitable: Awaitable[T], timeout: float) -> T:
+    """Await a call to the driver for at most ``timeout`` seconds. Raises only `DriverFailure`.
+
+    The driver raises `asyncio.CancelledError` into callers when it gives a connection up, though nobody cancelled
+    them; only a real cancellation passes.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return await awaitable
+    except TimeoutError as error:
+        raise DriverFailure(f"no answer within {timeout:.1f} s") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise DriverFailure("the connection was given up: no heartbeat, or closed meanwhile") from error
+    except Exception as error:
+        # aiormq rejects calls with whatever closed it, even with a bare Exception.
+        raise failure_of(error) from error
+
+
+async def close_quietly(closing: Awaitable[object], timeout: float = CLOSE_SECONDS) -> None:
+    """Await a closing call; what goes wrong with it does not matter any more."""
+    try:
+        await call(closing, timeout)
+    except DriverFailure:
+        pass  # it is gone either way
+
+
+def failure_of(error: BaseException | None) -> DriverFailure:
+    """Return what an exception of the driver means."""
+    if error is None:
+        return DriverFailure("closed")
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+    if code is None and isinstance(error, driver_errors.ConnectionClosed) and error.args:
+        first = error.args[0]
+        code = first if isinstance(first, int) and first else None
+    return DriverFailure(_reason(error), code)
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    match cause:
+        case ssl.SSLCertVerificationError():
+            return f"TLS: the certificate is not trusted: {cause.verify_message}"
+        case ssl.SSLError():
+            return f"TLS: {cause.reason or cause}"
+        case gaierror():
+            return f"DNS: {cause.strerror or cause}"
+        case ConnectionRefusedError():
+            return "connection refused: nothing listens there"
+        case asyncio.CancelledError():
+            return "the connection was given up: no heartbeat, or closed meanwhile"
+        case _:
+            text = ", ".join(str(argument) for argument in cause.args if argument not in (None, ""))
+            return text or type(cause).__name__
+
+
+class FrameWriter:
+    """Writes frames of one channel in the order of the calls, together once a turn of the event loop.
+
+    One write for many frames is what makes publishing and acknowledging fast. Callers bound what is in flight.
+    """
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        assert isinstance(channel, Channel)
+        self._queue = channel.write_queue
+        self._pending: list[bytes] = []
+        self._scheduled = False
+        self._dead = False
+        self._loop = asyncio.get_running_loop()
+
+    def write(self, frames: bytes) -> None:
+        """Hand frames over; does not block."""
+        if self._dead:
+            return
+        self._pending.append(frames)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Pass everything on to the connection now, if it takes it."""
+        if self._dead or not self._pending:
+            self._scheduled = False
+            return
+        try:
+            self._queue.put_nowait(ChannelFrame(b"".join(self._pending), should_close=False))
+        except asyncio.QueueFull:
+            self._scheduled = True
+            self._loop.call_later(RETRY_FLUSH_SECONDS, self.flush)
+            return
+        self._pending.clear()
+        self._scheduled = False
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until everything is passed on, or the channel is dead."""
+        deadline = self._loop.time() + timeout
+        self.flush()
+        while self._pending and self._loop.time() < deadline:  # noqa: ASYNC110 - the queue announces no room
+            await asyncio.sleep(RETRY_FLUSH_SECONDS)
+
+    def kill(self) -> None:
+        """Write nothing more: frames for a closed channel make the broker close the whole connection (504)."""
+        self._dead = True
+        self._pending.clear()

@@ -1,0 +1,166 @@
+"""The durable subscriptions of the vhost, kept in a stream: a record for each change, read without consuming.
+
+A binding cannot be listed over AMQP, so a process that changes the patterns of a subscription has to know the earlier
+ones. A record is written before its bindings are made: every binding that exists is in some record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from pamqp import commands
+from pamqp.common import FieldTable
+
+from .control import opened
+from .driver import NOT_FOUND, DriverFailure, FrameWriter, call
+from .topology import Topology
+from .wire import ack
+
+log = logging.getLogger(__name__)
+
+STEP_SECONDS = 10.0
+EMPTY_SECONDS = 0.5  # a stream tells neither its length nor its end: no record after this long means empty
+TAIL_SECONDS = 0.05  # records of the last chunk arrive together
+PREFETCH = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A durable subscription. ``ever``: all patterns it may still be bound with."""
+
+    name: str
+    patterns: tuple[str, ...]
+    ever: frozenset[str]
+
+
+class Registry:
+    """Reads and writes the stream. ``unavailable`` says why there is none (streams are a feature flag)."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.unavailable: str | None = None
+        self._topology = topology
+
+    async def read(self, connection: AbstractConnection) -> Mapping[str, Registered]:
+        """Return the durable subscriptions by name; nothing when there is no stream. Raises `DriverFailure`."""
+        try:
+            async with opened(connection) as channel:
+                return _fold([_record(message) for message in await self._messages(channel)])
+        except DriverFailure as failure:
+            if failure.code == NOT_FOUND:
+                return {}
+            raise
+
+    async def write(
+        self, connection: AbstractConnection, name: str, patterns: tuple[str, ...] | None, session: str
+    ) -> None:
+        """Append a record; no patterns mean deleted. Raises `DriverFailure`."""
+        record = {"name": name, "patterns": patterns, "session": session}
+        channel = await call(connection.channel(), STEP_SECONDS)
+        try:
+            await self._declare(channel)
+            if self.unavailable is not None:
+                return
+            answer = await call(
+                channel.basic_publish(
+                    json.dumps(record).encode(),
+                    routing_key=self._topology.registry,
+                    properties=commands.Basic.Properties(delivery_mode=2, content_type="application/json"),
+                ),
+                STEP_SECONDS,
+            )
+            if not isinstance(answer, commands.Basic.Ack):
+                raise DriverFailure("the registry of subscriptions takes no records")
+        finally:
+            if not channel.is_closed:
+                await call(channel.close(), STEP_SECONDS)
+
+    async def _declare(self, channel: AbstractChannel) -> None:
+        stream = self._topology.registry_stream()
+        try:
+            await call(
+                channel.queue_declare(stream.name, durable=True, arguments=cast("FieldTable", dict(stream.arguments))),
+                STEP_SECONDS,
+            )
+        except DriverFailure as failure:
+            if failure.code is None:
+                raise
+            self.unavailable = failure.reason
+            log.warning("no registry of subscriptions: %s", failure.reason)
+        else:
+            self.unavailable = None
+
+    async def _messages(self, channel: AbstractChannel) -> list[DeliveredMessage]:
+        """Return every record: the newest tells how far to read from the first one."""
+        await call(channel.basic_qos(prefetch_count=PREFETCH), STEP_SECONDS)
+        newest = _Reading(channel)
+        await newest.start(self._topology.registry, "last")
+        if not await newest.wait(0, EMPTY_SECONDS):
+            return []
+        reading = _Reading(channel)
+        await reading.start(self._topology.registry, "first")
+        if not await reading.wait(newest.offset, STEP_SECONDS):
+            raise DriverFailure("the registry of subscriptions could not be read to its end")
+        while await reading.wait(reading.offset + 1, TAIL_SECONDS):
+            pass
+        return reading.messages
+
+
+class _Reading:
+    def __init__(self, channel: AbstractChannel) -> None:
+        self.messages: list[DeliveredMessage] = []
+        self.offset = -1
+        self._channel = channel
+        self._arrived = asyncio.Event()
+        self._writer = FrameWriter(channel)
+
+    async def start(self, stream: str, offset: str) -> None:
+        await call(self._channel.basic_consume(stream, self._take, arguments={"x-stream-offset": offset}), STEP_SECONDS)
+
+    async def wait(self, offset: int, timeout: float) -> bool:
+        """Wait until the record at ``offset`` has arrived; False after ``timeout`` seconds without a record."""
+        while self.offset < offset:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    async def _take(self, message: DeliveredMessage) -> None:
+        headers = message.header.properties.headers or {}
+        offset = headers.get("x-stream-offset")
+        self.messages.append(message)
+        self.offset = offset if isinstance(offset, int) else self.offset + 1
+        self._arrived.set()
+        # Streams hand out more only as credit is given back.
+        self._writer.write(ack(self._channel.number, message.delivery_tag or 0))
+
+
+def _record(message: DeliveredMessage) -> Mapping[str, object]:
+    try:
+        record: object = json.loads(message.body)
+    except ValueError:
+        return {}
+    return cast("dict[str, object]", record) if isinstance(record, dict) else {}
+
+
+def _fold(records: list[Mapping[str, object]]) -> Mapping[str, Registered]:
+    known: dict[str, Registered] = {}
+    for record in records:
+        name, patterns = record.get("name"), record.get("patterns")
+        if not isinstance(name, str):
+            continue
+        if patterns is None:
+            known.pop(name, None)
+        elif isinstance(patterns, list):
+            current = tuple(str(pattern) for pattern in cast("list[object]", patterns))
+            earlier = known[name].ever if name in known else frozenset[str]()
+            known[name] = Registered(name, current, earlier | frozenset(current))
+    return known

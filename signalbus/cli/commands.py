@@ -1,0 +1,51 @@
+"""The commands there are. Imports nothing, since ``signalbus --help`` reads it."""
+
+from __future__ import annotations
+
+#: Name of each command, which is also its module, and what it does.
+COMMANDS = {
+    "run": "serve the subscriptions of a bus: module:bus",
+    "demo": "show the bus at work: a month of flights, a killed subscriber, nothing lost",
+    "publish": "publish a signal, or many from JSON lines",
+    "tail": "show signals as they are published",
+    "topology": "list the subscriptions and what their queues hold",
+    "doctor": "check this machine and the broker, and say what to do",
+    "version": "show versions",
+}
+
+#: Global options that take a value, so that they may stand before the command.
+VALUE_OPTIONS = ("--url", "--timeout")
+
+HELP = """\
+Usage: signalbus [OPTIONS] COMMAND [ARGS]
+
+Signals with guaranteed delivery, on an embedded SQLite file or RabbitMQ.
+
+Commands:
+{commands}
+
+Options of every command:
+  --url URL        the broker: sqlite:///signalbus.db, amqp://user@host/vhost [env: SIGNALBUS_URL]
+  --json           print JSON: one object, or one a line for streams
+  --timeout SECS   how long to wait for the broker, or for what was asked for
+  --quiet, -q      print errors only
+  --verbose, -v    print more; errors come with their traceback
+  --no-color       print without colour [env: NO_COLOR]
+  --yes            take every question as answered with yes
+  --help, -h       show help; `signalbus COMMAND --help` shows that of a command
+  --version        show versions
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 broker unreachable, 4 not permitted, 5 not found,
+  6 finished, but the outcome is bad, 7 timed out, 130 and 143 stopped by a signal
+
+Examples:
+  signalbus demo
+  signalbus run shop.signals:bus --workers 2
+  signalbus publish order.placed '{{"order_id": "A1", "total": 9.5}}'
+  signalbus tail 'order.*' --json
+"""
+
+
+def help_text() -> str:
+    """Return the help of the whole program."""
+    return HELP.format(commands="\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items()))

@@ -1,0 +1,146 @@
+"""Serving one bus in this process: open, wait, drain; again from the start when a source file changes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from enum import Enum
+from importlib.util import find_spec
+
+from ..bus import Bus
+from ..errors import SignalBusError
+from .escapes import escape
+from .failures import CommandError, Exit
+from .interrupts import SIGNALS, stop_now
+from .options import Options
+from .output import Output
+from .processes import watch_parent
+from .reload import files_of, wait_changed, watched_files
+from .target import load_bus
+
+
+class Ending(Enum):
+    """Why serving came to its end."""
+
+    ASKED = "asked"
+    RELOAD = "reload"
+
+
+def serve_here(target: str, *, reload: bool, supervised: bool, options: Options) -> int:
+    """Serve ``module:bus`` until SIGINT or SIGTERM; ``supervised``: also until standard input ends."""
+    output = Output(options)
+    try:
+        bus = load_bus(target, options)
+    except BaseException as error:
+        if not reload or isinstance(error, SignalBusError | CommandError | KeyboardInterrupt):
+            raise
+        return _wait_for_better(error, output)
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if find_spec("uvloop"):
+        # By name: an optional package that type checkers need not have.
+        loop_factory = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        ending = runner.run(_serve(bus, output, reload=reload, supervised=supervised, as_json=options.json))
+    if ending is Ending.RELOAD:
+        _start_again()
+    return Exit.OK
+
+
+async def _serve(bus: Bus, output: Output, *, reload: bool, supervised: bool, as_json: bool) -> Ending:
+    """Open the bus, serve until something ends it, drain."""
+    ending = _Ending(bus, output)
+    ending.listen()
+    if supervised:
+        watch_parent(lambda: ending.set(Ending.ASKED, "the parent process is gone"))
+    opening = asyncio.ensure_future(bus.open())
+    watching = asyncio.ensure_future(ending.wait_reload()) if reload else None
+    stopping = asyncio.ensure_future(ending.event.wait())
+    failing = asyncio.ensure_future(bus.wait_failed())
+    try:
+        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            await opening
+            _tell(bus, "serving", output, as_json=as_json)
+            await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await failing
+        return ending.why
+    finally:
+        for task in (opening, watching, stopping, failing):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+        await bus.aclose()
+        _tell(bus, "stopped", output, as_json=as_json)
+
+
+class _Ending:
+    """Collects the wishes to end; a second signal ends the process."""
+
+    def __init__(self, bus: Bus, output: Output) -> None:
+        self.event = asyncio.Event()
+        self.why = Ending.ASKED
+        self._bus = bus
+        self._output = output
+        self._signalled = False
+
+    def listen(self) -> None:
+        """Take SIGINT and SIGTERM from here on, to the end of the process."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._signal, number)
+
+    def set(self, why: Ending, reason: str) -> None:
+        """Begin to end, once."""
+        if self.event.is_set():
+            return
+        running = sum(stats.in_flight for stats in self._bus.stats().subscriptions.values())
+        grace = self._bus.settings.drain_timeout
+        self._output.note(
+            f"signalbus: {reason}; {running} handlers have up to {grace:g} s to end (a second signal stops now)"
+        )
+        self.why = why
+        self.event.set()
+
+    async def wait_reload(self) -> None:
+        """End when a source file changes."""
+        changed = await wait_changed(watched_files())
+        self.set(Ending.RELOAD, f"{changed} changed")
+
+    def _signal(self, number: int) -> None:
+        if self._signalled:
+            stop_now(number)
+        self._signalled = True
+        self.set(Ending.ASKED, signal.Signals(number).name)
+
+
+def _tell(bus: Bus, what: str, output: Output, *, as_json: bool) -> None:
+    subscriptions = {subscription.name: list(subscription.patterns) for subscription in bus.subscriptions()}
+    if as_json:
+        output.json(happened=what, pid=os.getpid(), subscriptions=subscriptions)
+        return
+    names = ", ".join(f"{name} ({' '.join(patterns)})" for name, patterns in subscriptions.items())
+    output.note(f"signalbus: {what} {names or 'no subscriptions'} at {bus!r}, pid {os.getpid()}")
+
+
+def _wait_for_better(error: BaseException, output: Output) -> int:
+    """The module cannot be imported: say why, and start again when a file changes."""
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        output.warn(escape(line))
+    files = watched_files() | files_of(error)
+    output.note("signalbus: waiting for a change")
+    asyncio.run(wait_changed(files))
+    _start_again()
+    return Exit.FAILED
+
+
+def _start_again() -> None:
+    """Become a new process with the same id: the only reload that forgets everything."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606

@@ -39,7 +39,7 @@ def environment(directory: Path, rabbitmq: str | None) -> dict[str, str]:
 def print_report(found: Mapping[str, str], results: Sequence[Result]) -> None:
     """Print the environment and the table."""
     console = Console(width=None if Console().is_terminal else 160)
-    console.print(", ".join(f"{name} {value}" for name, value in found.items()), highlight=False)
+    console.print(", ".join(f"{name} {value}" for name, value in found.items()), highlight=False, soft_wrap=True)
     table = Table("benchmark", "contestant", "median \\[min .. max]", "signalbus to it", "target", "met")
     for result in results:
         _add(table, result)
@@ -98,5 +98,5 @@ def _version(package: str) -> str:
 
 def _filesystem(directory: Path) -> str:
     """Name the file system: on tmpfs an fsync costs nothing, and the figures mean little."""
-    answer = subprocess.run(["stat", "-f", "-c", "%T", str(directory)], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    answer = subprocess.run(["df", "--output=fstype", str(directory)], capture_output=True, text=True, check=False)
+    return (answer.stdout.split() or ["unknown"])[-1]

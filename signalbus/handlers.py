@@ -77,10 +77,18 @@ class Handler:
         if self.is_async:
             await cast("Awaitable[object]", self.function(*arguments))
             return
-        call = functools.partial(contextvars.copy_context().run, self.function, *arguments)
+        call = functools.partial(contextvars.copy_context().run, _call, self.function, arguments)
         result = await asyncio.get_running_loop().run_in_executor(threads, call)
         if inspect.isawaitable(result):
             await result
+
+
+def _call(function: HandlerFunction, arguments: tuple[object, ...]) -> object:
+    try:
+        return function(*arguments)
+    except (StopIteration, GeneratorExit) as error:
+        # No future can carry these two: the first leaves it pending for ever, the second closes who awaits it.
+        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 
 
 def compile_handler(function: HandlerFunction) -> Handler:

@@ -299,6 +299,9 @@ class Subscriber:
             self.stats.in_flight -= 1
             if self._waiting:
                 self._start_waiting()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() and not self._cancelling:
+            await _absorb(task)
         recorded = await self._settle(stream, incoming, settlement)
         for twin_stream, twin in run.twins:
             # Once the verdict is recorded, further copies are duplicates.
@@ -334,9 +337,6 @@ class Subscriber:
         except asyncio.CancelledError as error:
             if self._cancelling:
                 raise  # the drain is over: unsettled, so it comes again
-            task = asyncio.current_task()
-            while task is not None and task.uncancel():
-                pass  # the handler cancelled itself; settling it must not be cancelled too
             return self._after(error, incoming)
         except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises is a failed attempt
             return self._after(error, incoming)
@@ -403,3 +403,13 @@ class Subscriber:
                 stats.dead += 1
             case Release():
                 stats.released += 1
+
+
+async def _absorb(task: asyncio.Task[object]) -> None:
+    """Undo a cancellation with which a handler meant itself: settling must not be cancelled too."""
+    while task.uncancel():
+        pass
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        pass  # asked for as the handler's last act, it was still to come

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,7 @@ from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 
 from ..load import BODY, PATTERN, SIGNAL_TYPE, Countdown
-from .base import Client, Names
+from .base import LAST_ACKS_SECONDS, Client, Names
 
 
 class FastStream:
@@ -34,6 +35,7 @@ class FastStream:
         await broker.connect()
         try:
             yield _Client(broker, self._names)
+            await asyncio.sleep(LAST_ACKS_SECONDS)
         finally:
             await broker.stop()
 

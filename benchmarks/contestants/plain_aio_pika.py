@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
 
 from ..load import BODY, PATTERN, SIGNAL_TYPE, Countdown
-from .base import Client, Names
+from .base import LAST_ACKS_SECONDS, Client, Names
 
 
 class PlainAioPika:
@@ -31,6 +32,7 @@ class PlainAioPika:
             await channel.set_qos(prefetch_count=self._prefetch)
             exchange = await channel.get_exchange(self._names.exchange)
             yield _Client(channel, exchange, self._names.queue)
+            await asyncio.sleep(LAST_ACKS_SECONDS)
 
     async def remove_queue(self) -> int:
         """Delete the queue; return how many messages it held."""

@@ -25,7 +25,7 @@ from yarl import URL
 
 from ...config import RabbitUrl
 from ...errors import BrokerUnavailable
-from .driver import ACCESS_REFUSED, NOT_ALLOWED, DriverFailure, call, close_quietly, failure_of
+from .driver import ACCESS_REFUSED, NOT_ALLOWED, DriverFailure, call, close_quietly, on_closed
 
 log = logging.getLogger(__name__)
 
@@ -174,22 +174,25 @@ class Link:
         options = f"heartbeat={self._url.heartbeat}&name={quote(f'{self.name} {self.role}')}"
         connection = aio_pika.Connection(URL(f"{server}?{options}"), ssl_context=await self._context(server))
         connection.kwargs["transport_factory"] = transports
-        lost = asyncio.Event()
+        lost: asyncio.Future[DriverFailure] = asyncio.get_running_loop().create_future()
+
+        def on_lost(failure: DriverFailure) -> None:
+            if not lost.done():
+                lost.set_result(failure)
+
         try:
             await call(connection.connect(), CONNECT_SECONDS)
             assert connection.transport is not None
             driver = connection.transport.connection
-            closing = driver.closing
-            closing.add_done_callback(lambda _: lost.set())
+            on_closed(driver, on_lost)
             await self._prepared(driver)
-            if not lost.is_set():
+            if not lost.done():
                 self._connection, self._transports, self.problem = driver, transports, None
                 self._since = asyncio.get_running_loop().time()
                 self._counters["connects"] += 1
                 self._up.set()
                 self._changed()
-                await lost.wait()
-            raise failure_of(None if closing.cancelled() else closing.exception())
+            raise await lost
         finally:
             self._connection = None
             self._up.clear()

@@ -24,7 +24,7 @@ from . import delays, wire
 from .connection import Link
 from .copies import Copies, NotStored
 from .delays import Plan
-from .driver import DriverFailure, FrameWriter, call, close_quietly
+from .driver import DriverFailure, FrameWriter, call, close_quietly, on_closed
 from .subscriptions import Declared, Subscriptions
 from .tasks import Keeper, end
 
@@ -84,7 +84,7 @@ class Incarnation:
         self.deliveries = 0
         self.writer = FrameWriter(channel)
         # Callbacks that call the driver would stop its reader for ever; these only note what happened.
-        channel.closing.add_done_callback(self._on_closed)
+        on_closed(channel, self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
 
     def end(self, reason: str) -> None:
@@ -105,10 +105,9 @@ class Incarnation:
                 handle.timer.cancel()
         self.held.clear()
 
-    def _on_closed(self, closing: asyncio.Future[object]) -> None:
-        error = None if closing.cancelled() else closing.exception()
+    def _on_closed(self, failure: DriverFailure) -> None:
         self.kill()
-        self.end(f"the channel was closed: {error or 'connection lost'}")
+        self.end(f"the channel was closed: {failure.reason}")
 
     def _on_cancelled(self, frame: commands.Basic.Cancel) -> None:
         self.end("the broker cancelled the consumer: its queue is gone or moved")

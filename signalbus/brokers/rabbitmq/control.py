@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -80,7 +80,7 @@ class Control:
             self.refused = None
 
     @asynccontextmanager
-    async def channel(self, timeout: float) -> AsyncIterator[AbstractChannel]:
+    async def channel(self, timeout: float) -> AsyncGenerator[AbstractChannel]:
         """Open a channel to throw away. Raises `BrokerUnavailable`; `DriverFailure` comes from what runs on it."""
         connection = await self.link.wait_up(asyncio.get_running_loop().time() + timeout)
         async with opened(connection) as channel:
@@ -129,7 +129,7 @@ class Control:
 
 
 @asynccontextmanager
-async def opened(connection: AbstractConnection) -> AsyncIterator[AbstractChannel]:
+async def opened(connection: AbstractConnection) -> AsyncGenerator[AbstractChannel]:
     """Open a channel for a few calls, and close it."""
     channel = await call(connection.channel(publisher_confirms=False), STEP_SECONDS)
     try:

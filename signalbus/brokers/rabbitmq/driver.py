@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from socket import gaierror
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from aiormq import exceptions as driver_errors
-from aiormq.abc import AbstractChannel, ChannelFrame
+from aiormq.abc import AbstractBase, AbstractChannel, ChannelFrame
 from aiormq.channel import Channel
 
 T = TypeVar("T")
@@ -71,6 +71,15 @@ async def call(awaitable: Awaitable[T], timeout: float) -> T:
         raise failure_of(error) from error
 
 
+def on_closed(resource: AbstractBase, callback: Callable[[DriverFailure], None]) -> None:
+    """Call ``callback`` with the reason once a connection or channel is closed."""
+
+    def closed(closing: asyncio.Future[object]) -> None:
+        callback(failure_of(None if closing.cancelled() else closing.exception()))
+
+    cast("asyncio.Future[object]", resource.closing).add_done_callback(closed)  # type: ignore[attr-defined]
+
+
 async def close_quietly(closing: Awaitable[object], timeout: float = CLOSE_SECONDS) -> None:
     """Await a closing call; what goes wrong with it does not matter any more."""
     try:
@@ -116,7 +125,7 @@ class FrameWriter:
 
     def __init__(self, channel: AbstractChannel) -> None:
         assert isinstance(channel, Channel)
-        self._queue = channel.write_queue
+        self._queue = cast("asyncio.Queue[ChannelFrame]", channel.write_queue)  # pyright: ignore[reportUnknownMemberType]
         self._pending: list[bytes] = []
         self._scheduled = False
         self._dead = False

@@ -11,6 +11,7 @@ import itertools
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
 
 from aiormq.abc import AbstractConnection
 from aiormq.channel import Channel
@@ -22,7 +23,16 @@ from pamqp.header import ContentHeader
 from ...errors import Backpressure, BrokerUnavailable
 from ..base import CONFIRMED, RETURNED, PublishOutcome, PublishResult
 from .connection import Link
-from .driver import NOT_FOUND, PRECONDITION_FAILED, DriverFailure, FrameWriter, call, close_quietly, failure_of
+from .driver import (
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    DriverFailure,
+    FrameWriter,
+    call,
+    close_quietly,
+    failure_of,
+    on_closed,
+)
 
 WINDOW = 2_000  # messages without an answer, at most
 WINDOW_BYTES = 32 * 1024 * 1024
@@ -70,7 +80,8 @@ class Sender:
         self._loop = asyncio.get_running_loop()
         self._in_flight = 0
         self._bytes = 0
-        channel.closing.add_done_callback(self._on_closed)
+        self._confirmations = cast("dict[int, Confirmation]", channel.confirmations)  # pyright: ignore[reportUnknownMemberType]
+        on_closed(channel, self._on_closed)
 
     def send(self, envelope: Envelope) -> Confirmation:
         """Put a message on its way. Raises TypeError or ValueError if it cannot be encoded."""
@@ -90,7 +101,7 @@ class Sender:
         # From here on nothing can fail, so the count of confirms stays in step with the broker's.
         confirmation: Confirmation = self._loop.create_future()
         channel.delivery_tag += 1
-        channel.confirmations[channel.delivery_tag] = confirmation
+        self._confirmations[channel.delivery_tag] = confirmation
         channel.message_id_delivery_tag[message_id] = channel.delivery_tag
         self._in_flight += 1
         self._bytes += len(body)
@@ -109,13 +120,12 @@ class Sender:
         self._writer.write(b"".join(frames))
         return confirmation
 
-    def _on_closed(self, closing: asyncio.Future[object]) -> None:
+    def _on_closed(self, failure: DriverFailure) -> None:
         self._writer.kill()
-        error = None if closing.cancelled() else closing.exception()
-        self.dead = failure_of(error) if error is not None else DriverFailure("the connection was closed")
-        for confirmation in list(self.channel.confirmations.values()):
+        self.dead = failure
+        for confirmation in list(self._confirmations.values()):
             if not confirmation.done():
-                confirmation.set_result(_Lost(self.dead))
+                confirmation.set_result(_Lost(failure))
         self.room.set()
 
 

@@ -1,0 +1,69 @@
+"""What the writer thread remembers between transactions. Anything read from the database can be read again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..base import SessionInfo
+from . import store
+from .claims import Batch, Claimant
+from .clock import Clock
+from .files import Files
+from .topology import Topology
+
+
+@dataclass(slots=True, eq=False)
+class Desk:
+    """One per broker; used by the writer thread only, except the counters, which others may read."""
+
+    files: Files
+    clock: Clock
+    info: SessionInfo
+    token: str = ""
+    socket: str = ""
+    session: int = 0
+    # Temporary subscriptions of ours, to be restored if others took us for dead.
+    temporary: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    topology: Topology = field(default_factory=lambda: Topology(counter=-1))
+    next_seq: int = 1
+    version: int = -1  # `store.data_version` at the last transaction
+    purging: bool = True  # there may be deliveries of deleted subscriptions left
+
+    claimants: list[Claimant] = field(default_factory=list[Claimant])
+    unread: list[Batch] = field(default_factory=list[Batch])
+    batch: int = 0
+    promising: set[int] = field(default_factory=set[int])  # subscriptions of ours that may have ready deliveries
+    due: dict[int, float] = field(default_factory=dict[int, float])  # when their next delayed delivery is due
+
+    short_of_space: str = ""  # why publishes are refused, if they are
+    counters: Counter[str] = field(default_factory=Counter[str])
+
+    def forget(self) -> None:
+        """Trust nothing that was read: a transaction was rolled back, or the connection is another."""
+        self.topology = Topology(counter=-1)
+        self.version = -1
+        self.purging = True
+
+    def serving(self) -> dict[int, list[Claimant]]:
+        """Return our consumers by subscription."""
+        serving: dict[int, list[Claimant]] = {}
+        for claimant in self.claimants:
+            if claimant.subscription:
+                serving.setdefault(claimant.subscription, []).append(claimant)
+        return serving
+
+    def note_due(self, connection: store.Connection, subscription: int) -> None:
+        """Remember when the next delayed delivery of a subscription is due."""
+        due = store.next_due(connection, subscription)
+        if due is None:
+            self.due.pop(subscription, None)
+        else:
+            self.due[subscription] = due
+
+    def seconds_to_due(self) -> float | None:
+        """Return the seconds until a delayed delivery of ours is due; None if there is none."""
+        if not self.due:
+            return None
+        return max(0.0, min(self.due.values()) - self.clock.boottime())

@@ -1,0 +1,224 @@
+"""What the event loop asks of the writer thread, one class each. They know no SQL; `group.Group` carries them out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from ...delivery import Settlement
+from ...errors import BrokerUnavailable, SignalBusError
+from ..base import CONFIRMED, PublishOutcome, PublishResult, SubscriptionSpec
+from .claims import Claim, Claimant
+from .records import Record
+from .store import Connection
+
+if TYPE_CHECKING:  # the group calls the operation, which answers through the group
+    from .group import Group
+
+T = TypeVar("T")
+
+
+class Operation(Generic[T]):
+    """One request with its answer. The future belongs to the event loop, all else to the writer thread.
+
+    ``deadline`` is in seconds of `time.monotonic`. A persistent operation is never given up while the broker is
+    open: what it settles has happened already.
+    """
+
+    __slots__ = ("deadline", "error", "future", "result", "size")
+    persistent: ClassVar[bool] = False
+
+    def __init__(self, future: asyncio.Future[T] | None, deadline: float) -> None:
+        self.future = future
+        self.deadline = deadline
+        self.size = 0
+        self.result: T | None = None
+        self.error: SignalBusError | None = None
+
+    @property
+    def weight(self) -> int:
+        """How much work it is, in signals."""
+        return 1
+
+    def apply(self, group: Group) -> None:
+        """Do it in the group's transaction; raises `ConfigError` before it has changed anything."""
+        raise NotImplementedError
+
+    def resolve(self) -> None:
+        """Give the answer; on the event loop."""
+        future = self.future
+        if future is None or future.done():  # the caller has gone
+            return
+        if self.error is not None:
+            future.set_exception(self.error)
+        else:
+            future.set_result(self.result)  # type: ignore[arg-type]  # None where T is None
+
+    def fail(self, error: SignalBusError, *, certain: bool) -> None:
+        """Set the answer after an error; ``certain`` says that it left no trace."""
+        _ = certain
+        self.error = error
+
+    def expire(self, reason: str, *, started: bool) -> None:
+        """Answer now, on the event loop, as the deadline has passed; ``started``: it may still take effect."""
+        future = self.future
+        if future is not None and not future.done():
+            future.set_exception(BrokerUnavailable(f"{reason}; it may still take effect" if started else reason))
+
+
+class Publish(Operation[Sequence[PublishOutcome]]):
+    """Store signals."""
+
+    __slots__ = ("records",)
+
+    def __init__(
+        self,
+        future: asyncio.Future[Sequence[PublishOutcome]] | None,
+        deadline: float,
+        records: Sequence[Record],
+    ) -> None:
+        super().__init__(future, deadline)
+        self.records = records
+        self.size = sum(len(record[1]) + len(record[2]) for record in records)
+
+    @property
+    def weight(self) -> int:
+        return len(self.records)
+
+    def apply(self, group: Group) -> None:
+        group.publish(self)
+
+    def answer(self, outcome: PublishOutcome) -> None:
+        """Set the same outcome for all of them."""
+        self.error = None
+        self.result = [outcome] * len(self.records)
+
+    def refuse(self, reason: str) -> None:
+        """Say that there was no room."""
+        self.answer(PublishOutcome(PublishResult.REFUSED, reason))
+
+    def fail(self, error: SignalBusError, *, certain: bool) -> None:
+        if certain:
+            super().fail(error, certain=True)
+        else:
+            self.answer(PublishOutcome(PublishResult.UNKNOWN, str(error)))
+
+    def expire(self, reason: str, *, started: bool) -> None:
+        future = self.future
+        if started and future is not None and not future.done():
+            future.set_result([PublishOutcome(PublishResult.UNKNOWN, reason)] * len(self.records))
+        else:
+            super().expire(reason, started=started)
+
+
+ALL_CONFIRMED: Sequence[PublishOutcome] = (CONFIRMED,)  # the answer to almost every publish of one signal
+
+
+class Settle(Operation[bool]):
+    """Carry out the settlement of one delivery."""
+
+    __slots__ = ("claim", "settlement")
+    persistent = True
+
+    def __init__(self, future: asyncio.Future[bool], claim: Claim, settlement: Settlement) -> None:
+        super().__init__(future, float("inf"))
+        self.claim = claim
+        self.settlement = settlement
+
+    def apply(self, group: Group) -> None:
+        group.settle(self)
+
+
+class Declare(Operation[None]):
+    """Make a subscription exist."""
+
+    __slots__ = ("subscription",)
+
+    def __init__(self, future: asyncio.Future[None], deadline: float, subscription: SubscriptionSpec) -> None:
+        super().__init__(future, deadline)
+        self.subscription = subscription
+
+    def apply(self, group: Group) -> None:
+        group.declare(self.subscription)
+
+
+class Delete(Operation[None]):
+    """Delete a subscription."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, future: asyncio.Future[None], deadline: float, name: str) -> None:
+        super().__init__(future, deadline)
+        self.name = name
+
+    def apply(self, group: Group) -> None:
+        group.delete(self.name)
+
+
+class Serve(Operation[None]):
+    """Count a consumer in, and claim for it."""
+
+    __slots__ = ("claimant",)
+
+    def __init__(self, future: asyncio.Future[None], deadline: float, claimant: Claimant) -> None:
+        super().__init__(future, deadline)
+        self.claimant = claimant
+
+    def apply(self, group: Group) -> None:
+        group.serve(self.claimant)
+
+
+class Quit(Operation[None]):
+    """Count a consumer out, and claim no more for it; it keeps what it holds."""
+
+    __slots__ = ("claimant",)
+    persistent = True
+
+    def __init__(self, future: asyncio.Future[None], claimant: Claimant) -> None:
+        super().__init__(future, float("inf"))
+        self.claimant = claimant
+
+    def apply(self, group: Group) -> None:
+        group.quit(self.claimant)
+
+
+class GiveBack(Operation[None]):
+    """Release deliveries as they were; all that a consumer holds if none are named."""
+
+    __slots__ = ("claimant", "claims")
+    persistent = True
+
+    def __init__(
+        self, future: asyncio.Future[None] | None, claimant: Claimant, claims: Sequence[Claim] | None = None
+    ) -> None:
+        super().__init__(future, float("inf"))
+        self.claimant = claimant
+        self.claims = claims
+
+    def apply(self, group: Group) -> None:
+        group.give_back(list(self.claimant.unsettled.values()) if self.claims is None else self.claims)
+
+
+class Bury(Operation[None]):
+    """End the sessions of dead processes."""
+
+    __slots__ = ("dead",)
+
+    def __init__(self, dead: Sequence[int]) -> None:
+        super().__init__(None, float("inf"))
+        self.dead = dead
+
+    def apply(self, group: Group) -> None:
+        for session in self.dead:
+            group.bury(session)
+
+
+class Look(Operation[T]):
+    """Read something; needs no write lock and no transaction of its own."""
+
+    __slots__ = ("read",)
+
+    def __init__(self, future: asyncio.Future[T], deadline: float, read: Callable[[Connection], T]) -> None:
+        super().__init__(future, deadline)
+        self.read = read

@@ -1,0 +1,182 @@
+"""The tables, and opening a file so that nothing but our own database is ever touched."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ...config import SqliteUrl
+from ...errors import ConfigError, StorageError
+from .failures import is_code, typed
+from .files import Files
+
+APPLICATION_ID = 0x53674275  # "SgBu"; what `file` and other programs see in the header
+VERSION = 1
+OLDEST_SQLITE = (3, 38, 0)  # the first with the JSON functions built in
+
+# A delivery's state is the table it is in: claiming and settling then touch two small B-trees and no index.
+# Bodies are stored once; `fanout` counts the deliveries left of a signal that went to several subscriptions.
+_TABLES = """
+CREATE TABLE meta (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    topology INTEGER NOT NULL,  -- grows with each change of subscriptions, consumers or sessions
+    boot TEXT NOT NULL          -- the boot that delayed.due counts from
+);
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    token TEXT NOT NULL UNIQUE,  -- names its lock file
+    socket TEXT NOT NULL,        -- where it listens for wake-ups
+    session TEXT NOT NULL, name TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
+    version TEXT NOT NULL, started TEXT NOT NULL
+);
+CREATE TABLE subscriptions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    patterns TEXT NOT NULL,  -- JSON array
+    owner INTEGER            -- the session it vanishes with; NULL: durable
+);
+CREATE TABLE consumers (
+    subscription INTEGER NOT NULL, session INTEGER NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (subscription, session)
+) WITHOUT ROWID;
+CREATE TABLE signals (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    fanout INTEGER NOT NULL,    -- deliveries it started with
+    checksum INTEGER NOT NULL,  -- see records.seal
+    head BLOB NOT NULL,         -- JSON array: id, type, content type, headers
+    body BLOB NOT NULL
+);
+CREATE TABLE fanout (
+    signal INTEGER PRIMARY KEY, pending INTEGER NOT NULL
+);
+CREATE TABLE ready (
+    subscription INTEGER NOT NULL, signal INTEGER NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 1, crashes INTEGER NOT NULL DEFAULT 0, history BLOB,
+    PRIMARY KEY (subscription, signal)
+) WITHOUT ROWID;
+CREATE TABLE claimed (
+    subscription INTEGER NOT NULL, signal INTEGER NOT NULL,
+    attempt INTEGER NOT NULL, crashes INTEGER NOT NULL, history BLOB,
+    session INTEGER NOT NULL, batch INTEGER NOT NULL,
+    PRIMARY KEY (subscription, signal)
+) WITHOUT ROWID;
+CREATE TABLE delayed (
+    subscription INTEGER NOT NULL, signal INTEGER NOT NULL,
+    attempt INTEGER NOT NULL, crashes INTEGER NOT NULL, history BLOB,
+    due REAL NOT NULL,       -- seconds on the boot clock
+    due_wall REAL NOT NULL,  -- seconds since 1970, used after a reboot only
+    delay REAL NOT NULL,
+    PRIMARY KEY (subscription, signal)
+) WITHOUT ROWID;
+CREATE INDEX delayed_due ON delayed (subscription, due);
+CREATE TABLE dead_letters (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    subscription TEXT NOT NULL,
+    signal INTEGER NOT NULL, fanout INTEGER, checksum INTEGER, head BLOB, body BLOB,
+    reason TEXT NOT NULL, detail TEXT NOT NULL,
+    attempt INTEGER NOT NULL, crashes INTEGER NOT NULL,
+    at REAL NOT NULL, history BLOB
+);
+CREATE TABLE purges (
+    subscription INTEGER PRIMARY KEY  -- deleted, its deliveries are still being removed
+);
+-- For people with the sqlite3 shell.
+CREATE VIEW readable_signals AS
+    SELECT seq, json_extract(CAST(head AS TEXT), '$[0]') AS id, json_extract(CAST(head AS TEXT), '$[1]') AS type,
+           json_extract(CAST(head AS TEXT), '$[2]') AS content_type, length(body) AS bytes
+    FROM signals;
+"""
+
+
+def connect(url: SqliteUrl, files: Files, *, create: bool) -> sqlite3.Connection:
+    """Open the database and make it ready; the caller holds the write lock.
+
+    Raises `ConfigError` for a file that is not ours or newer than this program, `StorageError` for one that cannot
+    be used, `BrokerUnavailable` for one that others hold. A file that is refused is left as it was.
+    """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        wanted = ".".join(map(str, OLDEST_SQLITE))
+        raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old; signalbus needs {wanted} or newer")
+    if create:
+        files.create()
+    try:
+        connection = sqlite3.connect(
+            files.uri,
+            uri=True,
+            timeout=url.busy_timeout,
+            isolation_level=None,  # transactions are begun by hand: BEGIN IMMEDIATE, always
+            check_same_thread=False,  # opened and used by the writer thread only; a forked child may have to leak it
+            cached_statements=256,
+        )
+    except sqlite3.Error as error:
+        raise typed(error, f"cannot open {files.path}") from error
+    try:
+        _prepare(connection, url, files)
+    except sqlite3.Error as error:
+        connection.close()
+        if is_code(error, sqlite3.SQLITE_NOTADB):
+            raise ConfigError(
+                f"{files.path} is not an SQLite database, or its first page is damaged; "
+                "name another file, or move this one away or restore it"
+            ) from error
+        raise typed(error, f"cannot use {files.path}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def verify(connection: sqlite3.Connection, files: Files) -> None:
+    """Check the structure of the database, after an error made it doubtful. Raises `StorageError`."""
+    found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")]
+    if found != ["ok"]:
+        raise StorageError(
+            f"{files.path} is damaged ({'; '.join(found)}); stop its users, keep a copy, and recover it with "
+            "'sqlite3 <file> .recover'"
+        )
+
+
+def _prepare(connection: sqlite3.Connection, url: SqliteUrl, files: Files) -> None:
+    connection.text_factory = _text
+    application, version, tables = connection.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
+        " FROM pragma_application_id(), pragma_user_version()"
+    ).fetchone()
+    if tables and application != APPLICATION_ID:
+        raise ConfigError(f"{files.path} is the database of another program; name another file")
+    if application == APPLICATION_ID and version > VERSION:
+        raise ConfigError(
+            f"{files.path} has schema version {version}, written by a newer signalbus; this one knows {VERSION}. "
+            "Update signalbus here, or name another file"
+        )
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StorageError(f"{files.path} cannot use write-ahead logging (journal mode {mode}); check its file system")
+    connection.execute(f"PRAGMA synchronous = {'FULL' if url.durability == 'full' else 'NORMAL'}")
+    # Checkpoints run under the write lock only: SQLite before 3.51.3 can damage a file when one overlaps a commit.
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("PRAGMA mmap_size = 0")
+    connection.execute("PRAGMA cache_size = -16384")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    if not tables:
+        _create(connection)
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in _TABLES.split(";\n"):
+            if statement.strip():
+                connection.execute(statement)
+        connection.execute("INSERT INTO meta (only, topology, boot) VALUES (1, 1, '')")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _text(stored: bytes) -> str:
+    # A flipped bit in text must not make a whole result unreadable.
+    return stored.decode("utf-8", "replace")

@@ -1,0 +1,76 @@
+"""Who gets what: subscriptions, consumers and sessions as read from the database, with a cache of routes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from ...errors import ConfigError, StorageError
+from ...patterns import Pattern, parse
+from . import store
+
+_ROUTES_KEPT = 10_000  # types seen; programs have hundreds, but a type may be made up of an id
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A subscription as stored. ``owner`` is the session it vanishes with, None if it is durable."""
+
+    id: int
+    name: str
+    patterns: tuple[str, ...]
+    owner: int | None
+    parsed: tuple[Pattern, ...]
+
+
+@dataclass(slots=True)
+class Topology:
+    """One state of the topology; ``counter`` names it."""
+
+    counter: int = 0
+    by_name: dict[str, Entry] = field(default_factory=dict[str, Entry])
+    servers: dict[int, dict[int, int]] = field(
+        default_factory=dict[int, dict[int, int]]
+    )  # subscription -> session -> consumers
+    tokens: dict[int, str] = field(default_factory=dict[int, str])  # session -> token
+    sockets: dict[int, str] = field(default_factory=dict[int, str])  # session -> socket
+    routes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+
+    def route(self, signal_type: str) -> tuple[int, ...]:
+        """Return the subscriptions that a type goes to."""
+        found = self.routes.get(signal_type)
+        if found is None:
+            if len(self.routes) >= _ROUTES_KEPT:
+                self.routes.clear()
+            found = tuple(
+                entry.id
+                for entry in self.by_name.values()
+                if any(pattern.matches(signal_type) for pattern in entry.parsed)
+            )
+            self.routes[signal_type] = found
+        return found
+
+    def consumers_of(self, subscription: int) -> int:
+        """Return how many consumers a subscription has, in all processes."""
+        return sum(self.servers.get(subscription, {}).values())
+
+    def others_serving(self, subscription: int, session: int) -> list[int]:
+        """Return the other sessions that serve a subscription."""
+        return [other for other in self.servers.get(subscription, {}) if other != session]
+
+
+def load(connection: store.Connection, counter: int) -> Topology:
+    """Read the topology. Raises `StorageError` for one that makes no sense."""
+    topology = Topology(counter)
+    for number, name, patterns, owner in store.subscriptions(connection):
+        try:
+            texts = tuple(json.loads(patterns))
+            parsed = tuple(parse(text) for text in texts)
+        except (ValueError, TypeError, ConfigError) as error:
+            raise StorageError(f"the patterns of subscription {name!r} in the database are damaged: {error}") from error
+        topology.by_name[name] = Entry(number, name, texts, owner, parsed)
+    for subscription, session, count in store.consumers(connection):
+        topology.servers.setdefault(subscription, {})[session] = count
+    for session, token, socket in store.sessions(connection):
+        topology.tokens[session], topology.sockets[session] = token, socket
+    return topology

@@ -28,11 +28,12 @@ from ..base import (
 )
 from . import tolerant, wire
 from .connection import Link, Prepare
-from .consumer import RabbitConsumer, Releases
+from .consumer import Parts, RabbitConsumer
 from .control import Control
 from .copies import Copies
 from .deadletters import read_dead_letters
 from .driver import DriverFailure
+from .incarnation import Releases
 from .monitor import Monitor
 from .publishing import Envelope, Publisher
 from .registry import Registry
@@ -40,7 +41,7 @@ from .subscriptions import Subscriptions
 from .tasks import Keeper
 from .topology import Topology
 
-CLOSE_SECONDS = 6.0
+CLOSE_SECONDS = 4.0
 
 
 class RabbitBroker:
@@ -59,12 +60,20 @@ class RabbitBroker:
         self._publish_link = self._link("publish", _nothing)
         self._consume_link = self._link("consume", self._prepare_consuming)
         self._links = (self._control_link, self._publish_link, self._consume_link)
-        self._signals = Publisher(self._publish_link, self._control.repair)
+        self._subscriptions = Subscriptions(self._control, self._registry, self._consume_link)
+        self._signals = Publisher(self._publish_link, self._subscriptions.restore)
         self._copying = Publisher(self._publish_link, self._control.repair)
         self._copies = Copies(self._copying, self._control)
-        self._subscriptions = Subscriptions(self._control, self._registry, self._consume_link)
         self._monitor = Monitor(self._subscriptions, self._control, self._counters, url.silent_after)
-        self._releases = Releases()
+        self._parts = Parts(
+            link=self._consume_link,
+            subscriptions=self._subscriptions,
+            copies=self._copies,
+            keeper=self._keeper,
+            releases=Releases(),
+            counters=self._counters,
+            backoff_cap=url.backoff_cap,
+        )
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -150,17 +159,7 @@ class RabbitBroker:
     async def consume(self, name: str, prefetch: int, timeout: float) -> RabbitConsumer:
         """Start to serve a declared subscription."""
         self._check_open()
-        consumer = RabbitConsumer(
-            name,
-            prefetch,
-            link=self._consume_link,
-            subscriptions=self._subscriptions,
-            copies=self._copies,
-            keeper=self._keeper,
-            releases=self._releases,
-            counters=self._counters,
-            backoff_cap=self._url.backoff_cap,
-        )
+        consumer = RabbitConsumer(name, prefetch, self._parts)
         self._subscriptions.consumers.add(consumer)
         try:
             await consumer.wait_served(timeout)
@@ -236,9 +235,13 @@ class RabbitBroker:
                 return BrokerState.CONNECTING, str(link.problem or f"{link.server}: connecting")
         if self._control.refused is not None:
             return BrokerState.DEGRADED, self._control.refused
-        for consumer in self._subscriptions.consumers:
-            if consumer.refused is not None:
-                return BrokerState.DEGRADED, str(consumer.refused)
+        for refusal in (
+            self._signals.refused,
+            self._copying.refused,
+            *(consumer.refused for consumer in self._subscriptions.consumers),
+        ):
+            if refusal is not None:
+                return BrokerState.DEGRADED, str(refusal)
         if self._publish_link.blocked:
             return BrokerState.BLOCKED, "RabbitMQ has blocked publishing: memory or disk alarm"
         return BrokerState.UP, ""

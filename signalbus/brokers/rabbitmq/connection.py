@@ -33,7 +33,9 @@ CONNECT_SECONDS = 10.0  # for TCP, TLS and the handshake with one server
 PREPARE_SECONDS = 20.0
 FIRST_PAUSE = 0.25
 STABLE_SECONDS = 5.0  # a connection that lived as long starts the backoff anew
-CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = 2.5
+
+_NO_RETRYING = AsyncRetrying()
 
 Prepare = Callable[[AbstractConnection], Awaitable[None]]
 
@@ -66,6 +68,34 @@ class _Transports:
             self._writer.transport.abort()
 
 
+class Backoff:
+    """Exponential pauses with full jitter, counted from the last thing that lasted: a crowd spreads out."""
+
+    def __init__(self, first: float, cap: float) -> None:
+        self._wait = wait_random_exponential(multiplier=first, max=cap)
+        self._failures = 0
+        self._since: float | None = None
+
+    def began(self, now: float) -> None:
+        """It works since ``now``."""
+        self._since = now
+
+    def ended(self, now: float) -> float:
+        """It works no more; return how many seconds it did."""
+        lasted = now - self._since if self._since is not None else 0.0
+        self._since = None
+        if lasted >= STABLE_SECONDS:
+            self._failures = 0
+        return lasted
+
+    def next(self) -> float:
+        """Return the seconds to wait before the next try."""
+        self._failures = min(self._failures + 1, 30)
+        state = RetryCallState(retry_object=_NO_RETRYING, fn=None, args=(), kwargs={})
+        state.attempt_number = self._failures
+        return self._wait(state)
+
+
 class Link:
     """One supervised connection. ``run`` keeps it; everything else may be called at any time."""
 
@@ -84,9 +114,7 @@ class Link:
         self._transports: _Transports | None = None
         self._up = asyncio.Event()
         self._ssl: ssl.SSLContext | None = None
-        self._losses = 0
-        self._since = 0.0  # when the connection came up; 0 while it is not
-        self._backoff = wait_random_exponential(multiplier=FIRST_PAUSE, max=url.backoff_cap)
+        self._backoff = Backoff(FIRST_PAUSE, url.backoff_cap)
 
     @property
     def server(self) -> str:
@@ -144,9 +172,7 @@ class Link:
                 await self._live()
 
     def _pause(self, state: RetryCallState) -> float:
-        # Full jitter, counted from the last connection that lasted: a crowd that lost its broker spreads out.
-        state.attempt_number = self._losses
-        pause = self._backoff(state)
+        pause = self._backoff.next()
         if self.problem is not None and self.problem.refused:
             pause = max(pause, self._url.backoff_cap / 2)  # only an operator can change it
         return pause
@@ -158,11 +184,8 @@ class Link:
         try:
             await self._serve(server)
         except DriverFailure as failure:
-            clock = asyncio.get_running_loop().time
-            lasted = clock() - self._since if self._since else 0.0
-            self._counters["connections_lost" if self._since else "connects_failed"] += 1
-            self._losses = 1 if lasted >= STABLE_SECONDS else min(self._losses + 1, 30)
-            self._since = 0.0
+            lasted = self._backoff.ended(asyncio.get_running_loop().time())
+            self._counters["connections_lost" if lasted else "connects_failed"] += 1
             self.problem = Trouble(_host(server), failure.reason, failure.code in (ACCESS_REFUSED, NOT_ALLOWED))
             log.warning("%s connection to %s", self.role, self.problem)
             self._changed()
@@ -188,7 +211,7 @@ class Link:
             await self._prepared(driver)
             if not lost.done():
                 self._connection, self._transports, self.problem = driver, transports, None
-                self._since = asyncio.get_running_loop().time()
+                self._backoff.began(asyncio.get_running_loop().time())
                 self._counters["connects"] += 1
                 self._up.set()
                 self._changed()

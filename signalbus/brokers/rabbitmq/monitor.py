@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from ...errors import BrokerError, ConfigError
-from .consumer import Incarnation, RabbitConsumer
+from .consumer import RabbitConsumer
 from .control import Control
 from .driver import DriverFailure
+from .incarnation import Incarnation
 from .subscriptions import Subscriptions
 
 log = logging.getLogger(__name__)
@@ -50,35 +52,36 @@ class Monitor:
         while True:
             await asyncio.sleep(max(self._silent_after / CHECKS, 0.05))
             checks += 1
-            try:
-                await self._check(thorough=checks % CHECKS == 0)
-            except (BrokerError, ConfigError, DriverFailure) as error:
-                log.debug("could not look at the consumers: %s", error)
+            consumers = self._subscriptions.consumers
+            for gone in self._seen.keys() - consumers:
+                del self._seen[gone]
+            for consumer in list(consumers):
+                await self._try(self._look(consumer))
+            if self._control.refused is not None:
+                await self._try(self._control.recheck(CALL_SECONDS))
+            if checks % CHECKS == 0:
+                await self._try(self._subscriptions.rebind())
 
-    async def _check(self, *, thorough: bool) -> None:
-        consumers = self._subscriptions.consumers
-        for gone in self._seen.keys() - consumers:
-            del self._seen[gone]
-        if self._control.refused is not None:
-            await self._control.recheck(CALL_SECONDS)
-        for consumer in list(consumers):
-            await self._look(consumer)
-        if thorough:
-            await self._subscriptions.rebind()
+    async def _try(self, check: Coroutine[object, object, None]) -> None:
+        try:
+            await check
+        except (BrokerError, ConfigError, DriverFailure) as error:
+            # The links and consumers find out for themselves what is wrong; this is only a look.
+            log.debug("a check of the consumers failed: %s", error)
 
     async def _look(self, consumer: RabbitConsumer) -> None:
         incarnation = consumer.incarnation
-        if incarnation is None or not consumer.served.is_set() or consumer.stopped:
+        if incarnation is None or not consumer.served.is_set() or consumer.stopped.is_set():
             self._seen.pop(consumer, None)
             return
         before = incarnation.deliveries
         counts = await self._subscriptions.look(incarnation.declared, incarnation.channel.connection)
-        if consumer.incarnation is not incarnation or consumer.stopped:
+        if consumer.incarnation is not incarnation or consumer.stopped.is_set():
             return
         if counts is None or not counts.consumers:
             self._recycle(consumer, "the broker does not know its consumer")
             return
-        idle = incarnation.deliveries == before and len(incarnation.held) < consumer.prefetch
+        idle = incarnation.deliveries == before and incarnation.unsettled < consumer.prefetch
         if not (counts.ready and idle):
             self._seen.pop(consumer, None)
             return

@@ -24,6 +24,7 @@ from ...errors import Backpressure, BrokerUnavailable
 from ..base import CONFIRMED, RETURNED, PublishOutcome, PublishResult
 from .connection import Link
 from .driver import (
+    ACCESS_REFUSED,
     NOT_FOUND,
     PRECONDITION_FAILED,
     DriverFailure,
@@ -43,6 +44,8 @@ OPEN_SECONDS = 10.0
 _MAX_BODY = {3: 128 * 1024 * 1024}
 _MAX_BODY_NEWER = 16 * 1024 * 1024
 _TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
+
+_TAKEN = (PublishResult.CONFIRMED, PublishResult.RETURNED)
 
 Confirmation = asyncio.Future[object]
 
@@ -137,6 +140,7 @@ class Publisher:
 
     def __init__(self, link: Link, repair: Callable[[float], Awaitable[None]]) -> None:
         self.max_body = _MAX_BODY_NEWER
+        self.refused: str | None = None  # while the broker refuses us
         self._link = link
         self._repair = repair
         self._sender: Sender | None = None
@@ -171,6 +175,8 @@ class Publisher:
             item if isinstance(item, PublishOutcome) else self._outcome(item, envelope, late)
             for item, envelope in zip(sent, envelopes, strict=False)
         ]
+        if self.refused is not None and any(item.result in _TAKEN for item in outcomes):
+            self.refused = None
         unsent = PublishOutcome(PublishResult.REFUSED, "not sent: the broker answered too slowly, or was lost")
         return outcomes + [unsent] * (len(envelopes) - len(outcomes))
 
@@ -214,11 +220,10 @@ class Publisher:
         """Return a channel that takes messages, before the deadline."""
         loop = asyncio.get_running_loop()
         while True:
-            sender = self._sender
-            if sender is None or sender.dead is not None:
-                sender = await self._open(deadline)
+            # First, since opening a channel on a blocked connection hangs.
             if not self._link.blocked:
-                return sender
+                sender = self._sender
+                return await self._open(deadline) if sender is None or sender.dead is not None else sender
             if loop.time() >= deadline:
                 raise Backpressure(
                     f"RabbitMQ at {self._link.server} takes no publishes: it has blocked us "
@@ -233,6 +238,8 @@ class Publisher:
                 while self._sender is None or self._sender.dead is not None:
                     if self._sender is not None and self._sender.dead is not None:
                         self._learn(self._sender.dead)
+                        if self._sender.dead.code == ACCESS_REFUSED:
+                            self.refused = self._sender.dead.reason
                         if self._sender.dead.code == NOT_FOUND:
                             await self._repair(deadline - loop.time())
                     connection = await self._link.wait_up(deadline)

@@ -174,6 +174,20 @@ class Subscriptions:
         for temporary in list(self._temporary.values()):
             await self._declare_temporary(temporary.spec, connection)
 
+    async def restore(self, timeout: float) -> None:
+        """Make the base topology and the bindings of all durable subscriptions again: an exchange was missing."""
+        await self._control.repair(timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await self._control.link.wait_up(asyncio.get_running_loop().time() + timeout)
+                for entry in (await self._registry.read(connection)).values():
+                    queue = self._topology.queue(entry.name)
+                    async with opened(connection) as channel:
+                        if await counts(channel, queue) is not None:
+                            await apply(channel, self._topology.bindings(queue, entry.patterns, return_key=queue))
+        except (DriverFailure, BrokerUnavailable, TimeoutError) as error:
+            log.warning("bindings could not be restored: %s", error)
+
     async def rebind(self) -> None:
         """Make the bindings again of durable subscriptions that we serve, in case somebody removed them."""
         for consumer in list(self.consumers):

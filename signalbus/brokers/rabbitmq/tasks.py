@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 log = logging.getLogger(__name__)
 
 RESTART_SECONDS = 1.0
-END_SECONDS = 5.0
+END_SECONDS = 4.0
 
 Work = Callable[[], Coroutine[object, object, None]]
 

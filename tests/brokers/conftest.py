@@ -1,0 +1,33 @@
+"""Worlds for the contract suite: one empty broker for each test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.brokers.world import World
+
+# Short waits, so that a fault is over soon; a heartbeat that a busy machine can keep.
+RABBITMQ_OPTIONS = "backoff_cap=0.5&silent_after=3"
+
+
+@pytest.fixture
+def rabbitmq_options(broker: str) -> str:
+    """Query of the URL for the `broker` parameter, which names the type of queue."""
+    return f"queue_type={broker.removeprefix('rabbitmq-')}&{RABBITMQ_OPTIONS}"
+
+
+@pytest.fixture
+async def sqlite_world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(f"sqlite:///{tmp_path}/bus.db?min_free_bytes=0", tmp_path)
+    yield world
+    await world.aclose()
+
+
+@pytest.fixture
+async def rabbitmq_world(amqp_url: str, rabbitmq_options: str, tmp_path: Path) -> AsyncIterator[World]:
+    world = World(f"{amqp_url}?{rabbitmq_options}", tmp_path)
+    yield world
+    await world.aclose()

@@ -1,0 +1,17 @@
+"""The contract suite on RabbitMQ, with both types of queues."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.brokers import contract
+from tests.brokers.world import World
+
+pytestmark = pytest.mark.rabbitmq
+KINDS = ["rabbitmq-quorum", "rabbitmq-classic"]
+
+
+@pytest.mark.parametrize("behaviour", contract.CONTRACT, ids=[function.__name__ for function in contract.CONTRACT])
+@pytest.mark.parametrize("broker", KINDS)
+async def test_contract(behaviour: contract.Behaviour, broker: str, rabbitmq_world: World) -> None:
+    await behaviour(rabbitmq_world)

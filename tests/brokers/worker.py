@@ -1,0 +1,127 @@
+"""A process that subscribes or publishes, and can be killed: ``python -m tests.brokers.worker JOB``.
+
+Every step is a line in the log, written with one system call before the next step begins, so that it outlives
+a kill -9 at any point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+from signalbus import Bus, Delivery, PublishUnconfirmed, RetryPolicy, Signal, SignalBusError
+from tests.brokers.world import Job
+
+
+class Log:
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def __call__(self, step: str, **fields: object) -> None:
+        line = json.dumps({"step": step, "pid": os.getpid(), "at": time.monotonic(), **fields})
+        os.write(self._descriptor, f"{line}\n".encode())
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def subscribe(job: Job, log: Log) -> None:
+    bus = make_bus(job)
+    deaths = 0
+
+    async def handle(data: object, delivery: Delivery) -> None:
+        nonlocal deaths
+        log("start", data=data, attempt=delivery.attempt, crashes=delivery.crashes, id=delivery.id)
+        fatal = data == "fatal" or (isinstance(data, dict) and data.get("fatal"))
+        match job.behaviour:
+            case "hold":
+                await asyncio.Event().wait()
+            case "die-on-fatal" if fatal:
+                die()
+            case "die-before-effect":
+                die()
+            case "fail":
+                raise ValueError("as told")
+            case "block":
+                time.sleep(job.seconds)  # noqa: ASYNC251 - the fault to be shown
+            case "sleep":
+                await asyncio.sleep(job.seconds)
+            case _:
+                pass
+        log("effect", data=data, attempt=delivery.attempt, crashes=delivery.crashes, id=delivery.id)
+        if job.behaviour == "die-after-effect":
+            die()
+
+    subscription = bus.subscribe(
+        *job.patterns,
+        handler=handle,
+        name=job.name,
+        concurrency=job.concurrency,
+        prefetch=job.prefetch,
+        durable=job.durable,
+        max_crashes=job.max_crashes,
+        retry=RetryPolicy(max_attempts=job.max_attempts, initial=timedelta(seconds=0.05), jitter=False),
+    )
+    async with bus:
+        say_ready()
+        if job.behaviour == "die-after-ack":
+            while not subscription.stats().acked:
+                await asyncio.sleep(0.001)
+            die()
+        await wait_stdin_closed()
+
+
+async def publish(job: Job, log: Log) -> None:
+    """Publish ``count`` numbered signals; the log says invoke, then ok, fail or info, as Jepsen's histories do."""
+    async with make_bus(job) as bus:
+        say_ready()
+        for number in range(job.first, job.first + job.count):
+            signal_ = Signal(type="work.item", data=number, source="worker")
+            log("invoke", data=number, id=signal_.id)
+            try:
+                await bus.publish(signal_)
+            except PublishUnconfirmed:
+                log("info", data=number)
+            except SignalBusError as error:
+                log("fail", data=number, error=repr(error))
+            else:
+                if job.behaviour == "die-after-confirm":
+                    die()
+                log("ok", data=number)
+        log("done")
+        await wait_stdin_closed()
+
+
+def make_bus(job: Job) -> Bus:
+    settings = {"name": "worker", "connect_timeout": 20.0, "publish_timeout": 5.0, "drain_timeout": 2.0, **job.options}
+    return Bus(job.url, **settings)
+
+
+def say_ready() -> None:
+    print("ready", flush=True)  # noqa: T201
+
+
+async def wait_stdin_closed() -> None:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    try:
+        await reader.read()
+    finally:
+        transport.close()
+
+
+def main() -> None:
+    job = Job(**json.loads(sys.argv[1]))
+    log = Log(job.log)
+    asyncio.run(publish(job, log) if job.role == "publish" else subscribe(job, log))
+
+
+if __name__ == "__main__":
+    main()

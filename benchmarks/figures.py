@@ -51,7 +51,7 @@ class Benchmark:
     """One question. ``legs`` take turns; ``subject`` is the contestant it is about.
 
     The subject's target is for its value, any other contestant's is for the ratio of the subject to it.
-    ``once``: one turn has samples enough.
+    ``compared``: the ratio of the subject to the others says something. ``once``: one turn has samples enough.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Benchmark:
     subject: str
     legs: tuple[Leg, ...]
     targets: Mapping[str, Target] = field(default_factory=dict[str, Target])
+    compared: bool = True
     once: bool = False
     timeout_seconds: float = 300.0  # for one turn
 
@@ -81,7 +82,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one contestant reached. ``ratio`` is the subject to this one, turn by turn; None for the subject."""
+    """What one contestant reached. ``ratio`` is the subject to this one, turn by turn, where that says something."""
 
     contestant: str
     value: Spread
@@ -104,7 +105,7 @@ def rows(benchmark: Benchmark, rounds: Sequence[Readings]) -> list[Row]:
 
 def _row(benchmark: Benchmark, contestant: str, rounds: Sequence[Readings]) -> Row:
     ratio = None
-    if contestant != benchmark.subject:
+    if benchmark.compared and contestant != benchmark.subject:
         ratio = Spread.of(
             [statistics.median(turn[benchmark.subject]) / statistics.median(turn[contestant]) for turn in rounds]
         )

@@ -49,6 +49,7 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
             subject=FROM_RETURN,
             legs=(wake_up,),
             targets={FROM_RETURN: below(20.0)},
+            compared=False,
             once=True,
         ),
     ]

@@ -26,6 +26,7 @@ class Child:
         self._environment = dict(environment)
         self._piped = piped
         self._process: Process | None = None
+        self._stopped = False
 
     @property
     def pid(self) -> int | None:
@@ -44,6 +45,8 @@ class Child:
             process_group=0,
             limit=LINE_LIMIT,
         )
+        if self._stopped:  # while we started it
+            self.send(signal.SIGKILL)
 
     async def lines(self) -> AsyncIterator[bytes]:
         """Yield the lines it prints until it ends."""
@@ -70,8 +73,8 @@ class Child:
 
     async def stop(self, grace: float = STOP_SECONDS) -> int | None:
         """Ask it to end, and end it after ``grace`` seconds. Idempotent. Returns its exit code."""
-        process = self._process
-        if process is None:
+        self._stopped = True
+        if self._process is None:
             return None
         self.send(signal.SIGTERM)
         try:

@@ -1,0 +1,88 @@
+"""One demo from start to end: open, start the processes, watch, stop, reconcile, tidy up."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from signalbus import Bus
+
+from .crew import Crew
+from .flights import PATTERNS, expected, read_events
+from .place import Manifest, Place, make_place, opened
+from .reconcile import Balance, reconcile
+from .tally import PUBLISHER, Show, Tally
+
+WATCH_SECONDS = 0.05
+EMPTY_SECONDS = 10.0
+DEAD_LETTERS = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a demo came to. ``seconds`` from the first signal to the last handler."""
+
+    balance: Balance
+    broker: str
+    seconds: float
+    kills: int
+    restarts: int
+
+
+async def demonstrate(
+    show: Show, *, url: str | None, rows: int | None, keep: Path | None, stall_seconds: float, verbose: bool
+) -> Outcome:
+    """Run a demo. Raises `BrokerUnavailable` at once if there is no broker, `Escalated` if its processes keep dying.
+
+    Without progress for ``stall_seconds`` it stops waiting, and what did not come counts as lost.
+    """
+    run = secrets.token_hex(4)
+    place = make_place(run, rows, url, keep)
+    async with opened(place, min(stall_seconds, 10.0), keep=keep is not None) as bus:
+        events = read_events(rows)
+        counts = {name: len(ids) for name, ids in expected(run, events).items()}
+        tally = Tally(expected={PUBLISHER: len(events), **counts})
+        crew = Crew(place, tally, show, verbose=verbose)
+        try:
+            await crew.start_subscribers()
+            show.happened(tally, f"{len(PATTERNS)} subscriptions, each served by a process of its own, on {place.kind}")
+            tally.started = time.monotonic()
+            crew.start_publisher()
+            async with show.progress(tally):
+                await crew.unless_failed(_wait_complete(tally, stall_seconds))
+            tally.finished = tally.changed if tally.complete else time.monotonic()
+            await _wait_empty(bus, place)
+        finally:
+            await crew.stop()
+        dead = await _dead_letters(bus, place)
+        Manifest(run=run, rows=rows, published=tally.done.get(PUBLISHER, 0), dead=dead).write(place.directory)
+        balance = await asyncio.to_thread(reconcile, place.directory)
+    return Outcome(balance=balance, broker=place.kind, seconds=tally.seconds, kills=crew.kills, restarts=crew.restarts)
+
+
+async def _wait_complete(tally: Tally, stall_seconds: float) -> None:
+    while not tally.complete and time.monotonic() - tally.changed < stall_seconds:  # noqa: ASYNC110 - the clock counts
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+async def _wait_empty(bus: Bus, place: Place) -> None:
+    """Wait until the last redeliveries, which are duplicates, are handled too; so that they are counted."""
+    names = {place.subscription(name) for name in PATTERNS}
+    deadline = time.monotonic() + EMPTY_SECONDS
+    while time.monotonic() < deadline:
+        queues = await bus.broker.queues(EMPTY_SECONDS)
+        if not any(queue.ready or queue.unsettled or queue.delayed for queue in queues if queue.name in names):
+            return
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+async def _dead_letters(bus: Bus, place: Place) -> dict[str, list[str]]:
+    names = {place.subscription(name): name for name in PATTERNS}
+    dead: dict[str, list[str]] = {name: [] for name in PATTERNS}
+    for letter in await bus.broker.dead_letters(DEAD_LETTERS, EMPTY_SECONDS):
+        if letter.subscription in names:
+            dead[names[letter.subscription]].append(letter.signal.id)
+    return dead

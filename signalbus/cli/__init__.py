@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -13,8 +14,9 @@ USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that is not UTF-8 gets escapes instead of a UnicodeEncodeError.
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that is not UTF-8 gets escapes instead of a UnicodeEncodeError.
+            stream.reconfigure(errors="backslashreplace")
     name, words = _split(list(sys.argv[1:] if arguments is None else arguments))
     if name == "help":
         name, words = _split(words)

@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
@@ -32,7 +32,7 @@ Line = tuple[int, bytes]
 
 
 @contextlib.contextmanager
-def open_input(name: str) -> Iterator[BinaryIO]:
+def open_input(name: str) -> Generator[BinaryIO]:
     """Open ``@file``, or standard input for ``@-``, unbuffered so that what is there can be read at once."""
     if name == "@-":
         yield cast("BinaryIO", sys.stdin.buffer)
@@ -223,7 +223,7 @@ def _is_file(source: BinaryIO) -> bool:
 
 
 @contextlib.contextmanager
-def _progress(source: BinaryIO, output: Output) -> Iterator[Callable[[int, int], None]]:
+def _progress(source: BinaryIO, output: Output) -> Generator[Callable[[int, int], None]]:
     """Show how far we are, on a terminal; the yielded function takes position and lines."""
     if not output.animated:
         yield lambda _position, _lines: None

@@ -1,0 +1,85 @@
+"""What is declared: pure."""
+
+from __future__ import annotations
+
+import pytest
+
+from signalbus.brokers.rabbitmq.topology import DELIVERY_LIMIT, Binding, Exchange, Queue, Topology
+from signalbus.config import QueueType
+from signalbus.errors import ConfigError
+
+QUORUM = Topology("signalbus", "quorum")
+CLASSIC = Topology("signalbus", "classic")
+
+
+def _queues(topology: Topology) -> list[Queue]:
+    declarations = [*topology.base(), topology.subscription("billing"), *topology.delay_step(8)]
+    return [declaration for declaration in declarations if isinstance(declaration, Queue)]
+
+
+@pytest.mark.parametrize("topology", [QUORUM, CLASSIC])
+def test_every_durable_queue_says_its_type_and_refuses_when_it_is_full(topology: Topology) -> None:
+    for queue in _queues(topology):
+        assert queue.arguments["x-queue-type"] == topology.queue_type
+        assert queue.arguments["x-overflow"] == "reject-publish"
+
+
+def test_whatever_dead_letters_does_so_at_least_once() -> None:
+    for queue in _queues(QUORUM):
+        if "x-dead-letter-exchange" in queue.arguments:
+            assert queue.arguments["x-dead-letter-strategy"] == "at-least-once"
+
+
+def test_classic_queues_get_no_argument_that_they_do_not_know() -> None:
+    for queue in _queues(CLASSIC):
+        assert "x-delivery-limit" not in queue.arguments
+        assert "x-dead-letter-strategy" not in queue.arguments
+
+
+def test_a_subscription_names_its_limit_its_dead_letters_and_itself() -> None:
+    queue = QUORUM.subscription("billing")
+    assert queue.name == "signalbus.q.billing"
+    assert queue.arguments["x-delivery-limit"] == DELIVERY_LIMIT
+    assert queue.arguments["x-dead-letter-exchange"] == "signalbus.dead"
+    assert queue.arguments["x-dead-letter-routing-key"] == "signalbus.q.billing"
+
+
+def test_dead_letters_can_be_looked_at_any_number_of_times() -> None:
+    (dead,) = [queue for queue in _queues(QUORUM) if queue.name == "signalbus.dead"]
+    limit = dead.arguments["x-delivery-limit"]
+    assert isinstance(limit, int)
+    assert limit > 10**9
+
+
+def test_a_temporary_queue_is_exclusive_and_new_each_time() -> None:
+    name = QUORUM.temporary_queue("watch", "a1")
+    assert name != QUORUM.temporary_queue("watch", "a2")
+    assert QUORUM.temporary(name).exclusive
+
+
+def test_a_delay_step_returns_by_the_routing_key() -> None:
+    exchange, queue, binding = QUORUM.delay_step(8)
+    assert exchange == Exchange(name="signalbus.delay.8", kind="fanout")
+    assert isinstance(queue, Queue)
+    assert queue.arguments["x-message-ttl"] == 8000
+    assert queue.arguments["x-dead-letter-exchange"] == "signalbus.return"
+    assert "x-dead-letter-routing-key" not in queue.arguments
+    assert binding == Binding(queue="signalbus.delay.8", exchange="signalbus.delay.8")
+
+
+def test_the_way_back_has_an_alternative_for_targets_that_are_gone() -> None:
+    (returns,) = [item for item in QUORUM.base() if isinstance(item, Exchange) and item.name == "signalbus.return"]
+    assert returns.arguments == {"alternate-exchange": "signalbus.lost"}
+
+
+@pytest.mark.parametrize("queue_type", ["quorum", "classic"])
+def test_names_carry_the_prefix(queue_type: QueueType) -> None:
+    topology = Topology("shop.eu", queue_type)
+    names = [item.name for item in topology.base() if not isinstance(item, Binding)]
+    assert all(name.startswith("shop.eu.") for name in [*names, topology.registry, topology.queue("x")])
+
+
+@pytest.mark.parametrize("name", ["<img>", "a\nb", "ü", "a" * 200, "x\x00"])
+def test_a_name_that_cannot_be_a_queue_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="subscription name"):
+        QUORUM.subscription(name)

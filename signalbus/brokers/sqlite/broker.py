@@ -156,7 +156,7 @@ class SqliteBroker:
         serve = Serve(self.future(), time.monotonic() + timeout, consumer.claimant)
         try:
             await self._ask(serve)
-        except BaseException:
+        except (BrokerError, asyncio.CancelledError):
             # It may be served all the same, a moment later: then nobody would ever settle what it gets.
             self._abort(consumer)
             raise
@@ -197,8 +197,9 @@ class SqliteBroker:
 
     async def settle(self, operation: Settle) -> bool:
         """Carry out a settlement for a consumer; False once the broker is closed."""
-        if self._state is BrokerState.CLOSED or self._pid != os.getpid():
+        if self._state is BrokerState.CLOSED:
             return False
+        self._check_process()
         assert operation.future is not None
         self._submit(operation)
         settled = await operation.future
@@ -261,12 +262,15 @@ class SqliteBroker:
         return await operation.future
 
     def _check(self) -> None:
+        self._check_process()
+        if self._state is not BrokerState.UP:
+            raise BusClosed("the broker is not open")
+
+    def _check_process(self) -> None:
         if self._pid != os.getpid() and self._pid:
             raise ConfigError(
                 "this broker was opened before the process forked; open one of its own in each process, after the fork"
             )
-        if self._state is not BrokerState.UP:
-            raise BusClosed("the broker is not open")
 
     def _submit(self, operation: AnyOperation) -> None:
         assert self._writer is not None

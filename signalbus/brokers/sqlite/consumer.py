@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...delivery import Settlement
+from ...errors import BrokerError
 from ..base import Incoming
 from .claims import Claim, Claimant
 from .operations import GiveBack, Quit, Settle
@@ -44,7 +45,11 @@ class SqliteConsumer:
         if claim.settled or self._closed:
             return False
         claim.settled = True
-        return await self._broker.settle(Settle(self._broker.future(), claim, settlement))
+        try:
+            return await self._broker.settle(Settle(self._broker.future(), claim, settlement))
+        except BrokerError:
+            claim.settled = False  # it may be tried again
+            raise
 
     async def stop(self) -> None:
         """See `Consumer.stop`."""

@@ -14,9 +14,7 @@ from ...errors import StorageError
 from . import schema, store
 from .files import Files, Identity
 
-_PAGE_BYTES = 4_120  # of a database page in the log
-_ROW_BYTES = 400  # what a changed row adds to the log, roughly: several share a page
-_TRANSACTION_BYTES = 6 * _PAGE_BYTES
+_TRANSACTION_BYTES = 6 * 4_120  # the pages that even the smallest transaction adds to the log
 _CHECKPOINT_BYTES = 4 * 1024 * 1024  # as SQLite's own default of 1000 pages
 _TRUNCATE_BYTES = 64 * 1024 * 1024  # a log this long is cut, not only begun anew
 WAL_CAP_BYTES = 256 * 1024 * 1024  # beyond this the operator is warned
@@ -62,10 +60,10 @@ class Database:
         self.check_identity()
         self.connection.execute("BEGIN IMMEDIATE")
 
-    def commit(self, weight: int) -> None:
-        """Make the transaction durable; ``weight`` is the rows that it changed, roughly."""
+    def commit(self, written: int) -> None:
+        """Make the transaction durable; ``written`` is the bytes that it changed, roughly."""
         self.connection.execute("COMMIT")
-        self._written += _TRANSACTION_BYTES + weight * _ROW_BYTES
+        self._written += _TRANSACTION_BYTES + written
 
     def rollback(self) -> None:
         """End a transaction that failed; SQLite may have done so itself."""
@@ -124,12 +122,15 @@ class Database:
         return self._space[1]
 
     def recover(self) -> None:
-        """Get a connection that can be trusted again, or raise `StorageError`, `ConfigError` or `sqlite3.Error`."""
+        """Open anew. Raises `StorageError`, `ConfigError`, `BrokerUnavailable` or `sqlite3.Error`."""
         if self._connection is not None:
             self._save_the_log()
             self._connection.close()
             self._connection = None
         self.open(create=False)
+
+    def verify(self) -> None:
+        """Check the structure of the file, or close it and raise `StorageError`. Needs no lock."""
         try:
             schema.verify(self.connection, self._files)
         except BaseException:

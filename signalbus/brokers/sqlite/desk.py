@@ -37,6 +37,8 @@ class Desk:
     promising: set[int] = field(default_factory=set[int])  # subscriptions of ours that may have ready deliveries
     due: dict[int, float] = field(default_factory=dict[int, float])  # when their next delayed delivery is due
 
+    patience: dict[int, float] = field(default_factory=dict[int, float])  # when we claim what others did not want
+
     short_of_space: str = ""  # why publishes are refused, if they are
     counters: Counter[str] = field(default_factory=Counter[str])
 
@@ -45,6 +47,7 @@ class Desk:
         self.topology = Topology(counter=-1)
         self.version = -1
         self.purging = True
+        self.promising.update(self.serving())
 
     def serving(self) -> dict[int, list[Claimant]]:
         """Return our consumers by subscription."""

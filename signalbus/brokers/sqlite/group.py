@@ -6,6 +6,7 @@ Begun, committed and rolled back by the writer. Nothing outside the database cha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from .wake import remove_socket
 
 _CLAIM_LIMIT = 1_000  # deliveries a subscription and transaction: bounds how long others wait for the lock
 _PURGE_LIMIT = 1_000
+_ROW_BYTES = 400  # what a changed row adds to the log, roughly: several share a page
+_PATIENCE_SECONDS = 0.002  # left to idle consumers of other processes before busy ones of ours take more
 
 
 class Group:
@@ -40,12 +43,13 @@ class Group:
         self._batches: list[Batch] = []
         self._buried: list[tuple[str, str]] = []  # (token, socket)
         self._undo: list[Callable[[], None]] = []
-        self.weight = 0  # rows written, roughly
+        self.written = 0  # bytes, roughly
 
     def run(self, operations: Iterable[Operation[Any]], *, claiming: bool = True) -> None:
         """Do everything but commit."""
         self._refresh()
         for operation in operations:
+            operation.error = None  # it may have been tried before
             try:
                 operation.apply(self)
             except ConfigError as error:
@@ -112,6 +116,7 @@ class Group:
                 self._shared.setdefault(fanout, []).append(seq)
             seq += 1
         self._seq = seq
+        self.written += operation.size + len(operation.records) * _ROW_BYTES
         if outcomes is not None:
             operation.result = outcomes
         elif len(operation.records) == 1:
@@ -249,11 +254,16 @@ class Group:
             counter = store.topology_counter(self._connection)
             desk.next_seq = store.last_seq(self._connection) + 1
             if counter != desk.topology.counter:
+                known = desk.topology.tokens
                 desk.topology = topology.load(self._connection, counter)
                 desk.purging = True
                 if desk.session and desk.session not in desk.topology.tokens:
                     self.enter()
                 self._bind()
+                # What a dead process left must not count as an audience; those known before are swept anyway.
+                for session in [session for session in desk.topology.tokens if session not in known]:
+                    if session != desk.session:
+                        self._lives(session)
             for subscription in desk.serving():
                 desk.promising.add(subscription)
                 desk.note_due(self._connection, subscription)
@@ -270,7 +280,7 @@ class Group:
         row = (desk.token, desk.socket, info.id, info.name, info.host, info.pid, info.version, started)
         self._set(desk, "session", store.insert_session(self._connection, row))
         for claimant in desk.claimants:
-            claimant.unsettled.clear()
+            self._set(claimant, "unsettled", {})
             self._set(claimant, "subscription", 0)
         desk.unread.clear()
         for name, patterns in desk.temporary.items():
@@ -295,7 +305,7 @@ class Group:
             if number == claimant.subscription:
                 continue
             self._set(claimant, "subscription", number)
-            claimant.unsettled.clear()  # what it held went with the old one
+            self._set(claimant, "unsettled", {})  # what it held went with the old one
             if number:
                 store.count_consumer(self._connection, number, desk.session, 1)
                 desk.promising.add(number)
@@ -306,7 +316,6 @@ class Group:
     def _flush(self) -> None:
         if self._values:
             store.insert_signals(self._connection, self._values)
-            self.weight += len(self._values)
             self._values = []
             for fanout, signals in self._shared.items():
                 store.insert_fanout(self._connection, fanout, store.listed(signals))
@@ -342,7 +351,7 @@ class Group:
         return [c for c in claims if store.owned(self._connection, subscription, session, store.listed([c.signal]))]
 
     def _forget_signals(self, claims: list[Claim]) -> None:
-        self.weight += len(claims)
+        self.written += len(claims) * _ROW_BYTES
         for shared in (False, True):
             if signals := [claim.signal for claim in claims if claim.shared is shared]:
                 store.forget_signals(self._connection, store.listed(signals), shared=shared)
@@ -423,9 +432,11 @@ class Group:
     def _claim_for(self, subscription: int, claimants: list[Claimant], wanted: int) -> None:
         desk = self._desk
         count, last = store.peek(self._connection, subscription, wanted)
-        everybody = desk.topology.consumers_of(subscription)
         if count < wanted:
-            share = -(-count * len(claimants) // max(everybody, len(claimants)))
+            everybody = max(desk.topology.consumers_of(subscription), len(claimants))
+            if count and everybody > len(claimants) and self._others_first(subscription, claimants):
+                return
+            share = -(-count * len(claimants) // everybody)
             if share < count:
                 # Little is there, and others want some of it too. What they leave, the next transaction takes.
                 count, last = store.peek(self._connection, subscription, share)
@@ -433,10 +444,22 @@ class Group:
                 desk.promising.discard(subscription)
                 self._emptied.add(subscription)
         if count:
+            desk.patience.pop(subscription, None)
             desk.batch += 1
             store.claim(self._connection, subscription, last, desk.session, desk.batch)
             self._batches.append(Batch(subscription, desk.session, desk.batch, tuple(claimants)))
-            self.weight += count
+            self.written += count * _ROW_BYTES
+
+    def _others_first(self, subscription: int, claimants: list[Claimant]) -> bool:
+        """Tell whether to wait a moment, as ours are busy and those of other processes may be idle.
+
+        Without it, a process that publishes what it also consumes would fill its own hands first.
+        """
+        if not all(claimant.unsettled for claimant in claimants):
+            return False
+        now = time.monotonic()
+        until = self._desk.patience.setdefault(subscription, now + _PATIENCE_SECONDS)
+        return now < until
 
 
 def _restore(claims: list[Claim]) -> None:

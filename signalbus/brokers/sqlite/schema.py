@@ -141,7 +141,7 @@ def _prepare(connection: sqlite3.Connection, url: SqliteUrl, files: Files) -> No
         "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
         " FROM pragma_application_id(), pragma_user_version()"
     ).fetchone()
-    if tables and application != APPLICATION_ID:
+    if application != APPLICATION_ID and (tables or application):
         raise ConfigError(f"{files.path} is the database of another program; name another file")
     if application == APPLICATION_ID and version > VERSION:
         raise ConfigError(

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-_LONGEST = 107  # bytes of a socket path: sun_path has 108 on Linux, with the terminator
-_LONGEST_ELSEWHERE = 103
+# Bytes of a socket's path: sun_path has 108 on Linux and 104 elsewhere, with the terminator.
+_LONGEST = 107 if sys.platform == "linux" else 103
+_DIRECTORY_PREFIX = "signalbus-"
+_NAME = "wake.sock"
 
 
 class Wake:
@@ -26,28 +29,22 @@ class Wake:
         self._hints: socket.socket | None = None
         self._outbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._outbox.setblocking(False)
-        self._own_directory: Path | None = None
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
         self.path = ""
 
     def listen(self, directory: Path, token: str) -> str:
-        """Listen for datagrams of others; return the path of the socket.
-
-        Raises `OSError` if no socket can be made.
-        """
+        """Listen for datagrams of others; return the path of the socket, empty if there can be none."""
         path = directory / f"{token}.sock"
-        limit = _LONGEST if os.uname().sysname == "Linux" else _LONGEST_ELSEWHERE
-        if len(os.fsencode(path)) > limit:
-            self._own_directory = Path(tempfile.mkdtemp(prefix="signalbus-"))
-            path = self._own_directory / "wake.sock"
         hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         hints.setblocking(False)
         try:
+            if len(os.fsencode(path)) > _LONGEST:
+                path = Path(tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX)) / _NAME
             hints.bind(str(path))
         except OSError:
-            hints.close()
-            raise
+            hints.close()  # a file system without sockets: we look from time to time all the same
+            return ""
         self._hints, self.path = hints, str(path)
         self._poll.register(hints, select.POLLIN)
         return self.path
@@ -65,7 +62,7 @@ class Wake:
         hinted = False
         for fd, _ in events:
             if fd == self._bell.fileno():
-                _drain(self._bell)
+                self._bell.recv(4096)  # more rings than that would only wake us once too often
             elif self._hints is not None:
                 _drain(self._hints)
                 hinted = True
@@ -73,7 +70,7 @@ class Wake:
 
     def hint(self, paths: Iterable[str]) -> None:
         """Send others a hint; who cannot be reached looks by itself sooner or later."""
-        for path in paths:
+        for path in filter(None, paths):
             try:
                 self._outbox.sendto(b"\0", path)
             except OSError:
@@ -95,9 +92,11 @@ class Wake:
 
 def remove_socket(path: str) -> None:
     """Remove the socket of a session that is over, with the directory made for it alone. Idempotent."""
+    if not path:
+        return
     socket_path = Path(path)
     socket_path.unlink(missing_ok=True)
-    if socket_path.name == "wake.sock" and socket_path.parent.name.startswith("signalbus-"):
+    if socket_path.name == _NAME and socket_path.parent.name.startswith(_DIRECTORY_PREFIX):
         try:
             socket_path.parent.rmdir()
         except OSError:
@@ -106,7 +105,7 @@ def remove_socket(path: str) -> None:
 
 def _drain(end: socket.socket) -> None:
     try:
-        while len(end.recv(4096)) == 4096 or end.type == socket.SOCK_DGRAM:
-            pass
+        while True:
+            end.recv(16)
     except BlockingIOError:
         pass  # empty

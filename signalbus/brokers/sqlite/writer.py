@@ -124,7 +124,7 @@ class Writer(threading.Thread):
     def abandon(self) -> list[AnyOperation]:
         """Take back everything unanswered, as the thread does not end in time."""
         with self._mutex:
-            left = [*self._queue, *self._running]
+            left = [*self._queue, *self._running, *self._deferred]
             self._queue.clear()
         return left
 
@@ -203,7 +203,7 @@ class Writer(threading.Thread):
         for session, token, _ in rows:
             if not is_alive(desk.files.sessions, token):
                 group.bury(session)
-        self._database.commit(group.weight)
+        self._database.commit(group.written)
         hints = group.committed()
         remove_leftovers(desk.files.sessions, {token for _, token, _ in rows} | {desk.token})
         self._wake.hint(hints)
@@ -247,6 +247,7 @@ class Writer(threading.Thread):
                 waits.append(self._next_poll - now)
                 if (due := self._desk.seconds_to_due()) is not None:
                     waits.append(due)
+                waits.extend(until - now for until in self._desk.patience.values())
             if len(self._desk.topology.tokens) > 1:
                 waits.append(self._next_sweep - now)
         return max(0.0, min(waits)) if waits else None
@@ -260,11 +261,15 @@ class Writer(threading.Thread):
             return True
         if not desk.promising:
             return False
+        now = time.monotonic()
         for subscription, claimants in desk.serving().items():
-            if subscription in desk.promising and any(claimant.credit > 0 for claimant in claimants):
-                if store.has_ready(self._database.connection, subscription):
-                    return True
+            if subscription not in desk.promising or not any(claimant.credit > 0 for claimant in claimants):
+                continue
+            if not store.has_ready(self._database.connection, subscription):
                 desk.promising.discard(subscription)
+                desk.patience.pop(subscription, None)
+            elif desk.patience.get(subscription, now) <= now:
+                return True
         return False
 
     def _look(self, *, hinted: bool) -> None:
@@ -358,7 +363,7 @@ class Writer(threading.Thread):
             self._roll_back(group)
             return self._failed(operations, error, certain=True)
         try:
-            database.commit(group.weight)
+            database.commit(group.written)
         except sqlite3.Error as error:
             self._roll_back(group)
             # Not even this is certain to be undone: a recovery may find the commit in the log.
@@ -500,12 +505,14 @@ class Writer(threading.Thread):
             try:
                 with self._lock:
                     self._database.recover()
+                self._database.verify()
             except (SignalBusError, sqlite3.Error, OSError) as error:
                 self._broken = error if isinstance(error, SignalBusError) else StorageError(str(error))
                 self._defer([])
             else:
                 self._broken = None
                 self._resume_at = 0.0
+                self._looked_at = -1
                 self._desk.forget()
                 self._desk.counters["reopened"] += 1
                 return True
@@ -548,7 +555,7 @@ class Writer(threading.Thread):
             self._database.begin()
             group.run(operations, claiming=False)
             group.leave()
-            self._database.commit(group.weight)
+            self._database.commit(group.written)
         except (sqlite3.Error, StorageError):
             self._desk.counters["failed_transactions"] += 1
             self._roll_back(group)

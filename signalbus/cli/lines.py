@@ -85,7 +85,8 @@ class LineReport:
         if self.unrouted:
             parts.append(f"{self.unrouted} of them to no subscription")
         if self.bad_lines:
-            parts.append(f"{len(self.bad_lines)} lines failed")
+            failed = len(self.bad_lines)
+            parts.append(f"{failed} {'line' if failed == 1 else 'lines'} failed")
         return ", ".join(parts)
 
 

@@ -57,11 +57,15 @@ def publish(
             data=_data(data, content_type),
             source=source or "",
             subject=subject,
-            datacontenttype=content_type,
+            datacontenttype=content_type or (JSON if data or lines else None),
             extensions=extensions,
         )
 
     if lines:
+        if content_type is not None and not is_json(content_type):
+            raise CommandError(
+                f"--lines are JSON, not {content_type[:80]!a}", code=Exit.USAGE, advice="leave --content-type out"
+            )
         template = None if type is None else signal_of(b"", type)
         return run_interruptible(
             lambda: _publish_lines(body or "@-", template, dry_run=dry_run, unroutable=unroutable, options=options)

@@ -57,7 +57,7 @@ class RabbitBroker:
         self._registry = Registry(self._topology)
         self._control_link = self._link("control", self._control.prepare)
         self._control.attach(self._control_link)
-        self._publish_link = self._link("publish", _nothing)
+        self._publish_link = self._link("publish", self._prepare_publishing)
         self._consume_link = self._link("consume", self._prepare_consuming)
         self._links = (self._control_link, self._publish_link, self._consume_link)
         self._subscriptions = Subscriptions(self._control, self._registry, self._consume_link)
@@ -253,9 +253,9 @@ class RabbitBroker:
     def _link(self, role: str, prepare: Prepare) -> Link:
         return Link(self._url, role, self._counters, self._changed.set, prepare)
 
+    async def _prepare_publishing(self, connection: AbstractConnection) -> None:
+        await self._signals.prepare(connection)
+        await self._copying.prepare(connection)
+
     async def _prepare_consuming(self, connection: AbstractConnection) -> None:
         await self._subscriptions.prepare(connection)
-
-
-async def _nothing(connection: AbstractConnection) -> None:
-    """Publishing channels are opened when they are first needed."""

@@ -216,6 +216,11 @@ class Publisher:
             self.max_body = int(found[1])
             self._learned = True
 
+    async def prepare(self, connection: AbstractConnection) -> None:
+        """Open the channel on a new connection: later, on a blocked one, that would hang."""
+        self._note_end()
+        self._sender = await self._open_on(connection)
+
     async def _ready(self, deadline: float) -> Sender:
         """Return a channel that takes messages, before the deadline."""
         loop = asyncio.get_running_loop()
@@ -236,12 +241,8 @@ class Publisher:
         try:
             async with asyncio.timeout_at(deadline), self._opening:
                 while self._sender is None or self._sender.dead is not None:
-                    if self._sender is not None and self._sender.dead is not None:
-                        self._learn(self._sender.dead)
-                        if self._sender.dead.code == ACCESS_REFUSED:
-                            self.refused = self._sender.dead.reason
-                        if self._sender.dead.code == NOT_FOUND:
-                            await self._repair(deadline - loop.time())
+                    if self._note_end() == NOT_FOUND:
+                        await self._repair(deadline - loop.time())
                     connection = await self._link.wait_up(deadline)
                     try:
                         self._sender = await self._open_on(connection)
@@ -251,6 +252,16 @@ class Publisher:
                 return self._sender
         except TimeoutError as error:
             raise BrokerUnavailable(self._link.trouble("no channel to publish on in time")) from error
+
+    def _note_end(self) -> int | None:
+        """Learn from the end of the last channel; return the broker's code for it."""
+        dead = self._sender.dead if self._sender is not None else None
+        if dead is None:
+            return None
+        self._learn(dead)
+        if dead.code == ACCESS_REFUSED:
+            self.refused = dead.reason
+        return dead.code
 
     async def _open_on(self, connection: AbstractConnection) -> Sender:
         channel = await call(connection.channel(on_return_raises=False), OPEN_SECONDS)

@@ -16,6 +16,7 @@ from datetime import timedelta
 
 from signalbus import Bus, Delivery, PublishUnconfirmed, RetryPolicy, Signal, SignalBusError
 from tests.brokers.world import Job
+from tests.support import eventually
 
 
 class Log:
@@ -71,8 +72,7 @@ async def subscribe(job: Job, log: Log) -> None:
     async with bus:
         say_ready()
         if job.behaviour == "die-after-ack":
-            while not subscription.stats().acked:
-                await asyncio.sleep(0.001)
+            await eventually(lambda: subscription.stats().acked, interval=0.001)
             die()
         await wait_stdin_closed()
 
@@ -104,7 +104,7 @@ def make_bus(job: Job) -> Bus:
 
 
 def say_ready() -> None:
-    print("ready", flush=True)  # noqa: T201
+    print("ready", flush=True)
 
 
 async def wait_stdin_closed() -> None:

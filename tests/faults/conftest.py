@@ -1,0 +1,29 @@
+"""Worlds for the fault rows: the brokers of the contract suite, and a node that may be harmed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("tests.faults.history", "tests.brokers.world", "tests.support")
+
+from signalbus.testing.rabbitmq import PrivateNode  # noqa: E402
+from tests.brokers.world import World  # noqa: E402
+
+BROKERS = ["sqlite", "rabbitmq-quorum", "rabbitmq-classic"]
+
+
+@pytest.fixture
+async def world(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """A world of the kind that the `broker` parameter names; on RabbitMQ its node may be killed."""
+    if broker == "sqlite":
+        world = World(f"sqlite:///{tmp_path}/bus.db?min_free_bytes=0", tmp_path)
+    else:
+        node: PrivateNode = request.getfixturevalue("fault_node")
+        url = await node.vhost()
+        options = f"queue_type={broker.removeprefix('rabbitmq-')}&backoff_cap=0.5&silent_after=3&heartbeat=2"
+        world = World(f"{url}?{options}", tmp_path, node)
+    yield world
+    await world.aclose()

@@ -89,6 +89,11 @@ async def wait_up(broker: RabbitBroker, timeout: float = 30.0) -> None:
     await eventually(lambda: broker.health().state is BrokerState.UP, timeout, message=str(broker.health()))
 
 
+async def until(check: Callable[[], Awaitable[bool]], timeout: float = TIMEOUT) -> None:
+    """Ask an outside party again and again until it says yes."""
+    await eventually(check, timeout)
+
+
 @dataclass
 class Sink:
     """Receives and acknowledges in the background; remembers what it got."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import pytest
 from aiormq.abc import AbstractChannel
@@ -13,7 +14,16 @@ from signalbus.codec import EncodedSignal
 from signalbus.errors import BrokerUnavailable, BusClosed
 from signalbus.testing.proxy import FaultProxy
 from signalbus.testing.rabbitmq import PrivateNode
-from tests.brokers.rabbitmq.conftest import Brokers, number_of, publish, publish_until_stored, receive, signal, wait_up
+from tests.brokers.rabbitmq.conftest import (
+    Brokers,
+    number_of,
+    publish,
+    publish_until_stored,
+    receive,
+    signal,
+    until,
+    wait_up,
+)
 from tests.support import eventually
 
 CONFIRMED, RETURNED, REFUSED = PublishResult.CONFIRMED, PublishResult.RETURNED, PublishResult.REFUSED
@@ -128,7 +138,7 @@ async def test_row_29_a_deleted_binding_is_made_again_by_who_serves_it(brokers: 
     async def stored() -> bool:
         return await publish(broker, signal()) == [CONFIRMED]
 
-    await eventually(stored, 5)
+    await until(stored, 5)
 
 
 async def test_a_lost_confirm_is_unknown_and_repeating_it_gives_a_duplicate(
@@ -177,11 +187,12 @@ async def test_nothing_sent_while_the_broker_is_away_is_unavailable(brokers: Bro
 async def test_a_cancelled_publish_leaves_the_channel_in_step(brokers: Brokers) -> None:
     broker = await brokers.open()
     consumer = await brokers.serve(broker, prefetch=2000)
+    tasks: list[asyncio.Task[Sequence[PublishResult]]] = []
     for _ in range(20):
-        task = asyncio.ensure_future(publish(broker, *[signal(-1) for _ in range(20)]))
+        tasks.append(asyncio.create_task(publish(broker, *[signal(-1) for _ in range(20)])))
         await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        tasks[-1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     assert await publish(broker, signal(1), signal(2, "nobody.listens")) == [CONFIRMED, RETURNED]
     while True:
         if any(number_of(incoming) == 1 for incoming in await consumer.receive()):

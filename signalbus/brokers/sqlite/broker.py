@@ -128,8 +128,11 @@ class SqliteBroker:
         writer.close()
         deadline = time.monotonic() + _CLOSE_SECONDS
         await asyncio.wait({writer.ended}, timeout=_CLOSE_SECONDS)
-        for operation in writer.abandon():
-            _abandon(operation)
+        queued, running = writer.abandon()
+        for operation in queued:
+            _abandon(operation, started=False)
+        for operation in running:
+            _abandon(operation, started=True)
         # The thread has said its last word and ends within microseconds.
         while writer.ended.done() and writer.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -348,7 +351,7 @@ def _refuse(operation: AnyOperation, error: SignalBusError) -> None:
         operation.future.set_exception(error)
 
 
-def _abandon(operation: AnyOperation) -> None:
+def _abandon(operation: AnyOperation, *, started: bool) -> None:
     """Answer for a writer that did not end in time."""
     future = operation.future
     if future is None or future.done():
@@ -358,7 +361,7 @@ def _abandon(operation: AnyOperation) -> None:
     elif operation.persistent:
         future.set_result(None)
     else:
-        operation.expire("the broker was closed while the database did not answer", started=True)
+        operation.expire("the broker was closed while the database did not answer", started=started)
 
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # what a forked child has to let go of

@@ -121,12 +121,12 @@ class Writer(threading.Thread):
             self._sleeping = False
         self._wake.ring()
 
-    def abandon(self) -> list[AnyOperation]:
-        """Take back everything unanswered, as the thread does not end in time."""
+    def abandon(self) -> tuple[list[AnyOperation], list[AnyOperation]]:
+        """Give up on the thread; return what it has not begun, and so never does, and what may still happen."""
         with self._mutex:
-            left = [*self._queue, *self._running, *self._deferred]
+            queued = list(self._queue)
             self._queue.clear()
-        return left
+            return queued, [*self._running, *self._deferred]
 
     @property
     def trouble(self) -> str:

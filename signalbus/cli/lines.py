@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
 import stat
 import sys
@@ -201,10 +200,7 @@ async def _chunks(source: BinaryIO) -> AsyncIterator[tuple[list[Line], int]]:
 
 async def _read(source: BinaryIO) -> bytes:
     """Read what is there; waiting for a pipe does not keep Ctrl-C from working."""
-    try:
-        descriptor = source.fileno()
-    except (AttributeError, io.UnsupportedOperation):
-        return source.read(READ_BYTES)
+    descriptor = source.fileno()
     if not _is_file(source):
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()

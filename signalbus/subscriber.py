@@ -40,6 +40,7 @@ LONGEST_TIMEOUT = timedelta(minutes=29)
 FIRST_PAUSE = 0.5  # seconds before repeating what the broker could not do; doubles
 LONGEST_PAUSE = 5.0
 VERDICTS = 4_096  # verdicts remembered until their signals come again
+ACKS = 1_024  # acks remembered in case their connection lost them; more than are on their way at a time
 VERDICT_SECONDS = 600.0  # a redelivery comes within seconds; much later it is something else
 
 _Key = tuple[str, str]
@@ -121,12 +122,20 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unrecorded:
-    """A verdict that its connection to the broker did not live to record."""
+class _Verdict:
+    """What became of a delivery. It holds no body, since many are kept."""
 
-    run: _Run
+    attempt: int
+    crashes: int
     settlement: Settlement
     at: float
+
+    def covers(self, incoming: Incoming) -> bool:
+        """Tell whether ``incoming`` is the same attempt, come again; see `_Run.covers`."""
+        return incoming.attempt == self.attempt and incoming.crashes > self.crashes
+
+
+_Verdicts = OrderedDict[_Key, _Verdict]
 
 
 class Subscriber:
@@ -153,7 +162,8 @@ class Subscriber:
         self._streams: set[_Stream] = set()
         self._waiting: deque[tuple[_Stream, Incoming]] = deque()
         self._running: dict[_Key, _Run] = {}
-        self._unrecorded: OrderedDict[_Key, _Unrecorded] = OrderedDict()
+        self._unrecorded: _Verdicts = OrderedDict()  # their connections did not live to record them
+        self._acked: _Verdicts = OrderedDict()  # a broker that does not confirm acks may have lost them too
         self._cancelling = False
         self._tasks: set[asyncio.Task[object]] = set()
         self._threads = ThreadPoolExecutor(options.concurrency, thread_name_prefix=f"signalbus-{spec.name}")
@@ -242,7 +252,7 @@ class Subscriber:
         for incoming in batch:
             if incoming.redelivered:
                 self.stats.redelivered += 1
-                if self._unrecorded and (verdict := self._recall(incoming)):
+                if verdict := self._recall(incoming):
                     self._begin(self._settle(stream, incoming, verdict))
                     continue
             self._waiting.append((stream, incoming))
@@ -255,12 +265,13 @@ class Subscriber:
 
         Without this, a handler that blocks the event loop longer than the heartbeat runs again and again, for ever.
         """
-        known = self._unrecorded.get((incoming.signal.id, incoming.signal.type))
-        if known is None or not known.run.covers(incoming):
-            return None
-        if asyncio.get_running_loop().time() - known.at > VERDICT_SECONDS:
-            return None
-        return known.settlement
+        key = (incoming.signal.id, incoming.signal.type)
+        for verdicts in (self._unrecorded, self._acked):
+            known = verdicts.get(key)
+            if known is not None and known.covers(incoming):
+                late = asyncio.get_running_loop().time() - known.at > VERDICT_SECONDS
+                return None if late else known.settlement
+        return None
 
     def _start_waiting(self) -> None:
         """Start handlers up to the limit."""
@@ -309,9 +320,10 @@ class Subscriber:
         if self._running.get(key) is run:
             del self._running[key]
         if not recorded:
-            self._unrecorded[key] = _Unrecorded(run, settlement, asyncio.get_running_loop().time())
-            if len(self._unrecorded) > VERDICTS:
-                self._unrecorded.popitem(last=False)
+            _remember(self._unrecorded, key, incoming, settlement, VERDICTS)
+        elif settlement is ACK:
+            # Only acks: what was recorded as a retry or a dead letter may be replayed, and then has to run.
+            _remember(self._acked, key, incoming, settlement, ACKS)
 
     async def _run(self, incoming: Incoming) -> Settlement:
         """Run the handler; whatever it raises becomes a settlement."""
@@ -403,6 +415,13 @@ class Subscriber:
                 stats.dead += 1
             case Release():
                 stats.released += 1
+
+
+def _remember(verdicts: _Verdicts, key: _Key, incoming: Incoming, settlement: Settlement, limit: int) -> None:
+    at = asyncio.get_running_loop().time()
+    verdicts[key] = _Verdict(incoming.attempt, incoming.crashes, settlement, at)
+    if len(verdicts) > limit:
+        verdicts.popitem(last=False)
 
 
 async def _absorb(task: asyncio.Task[object]) -> None:

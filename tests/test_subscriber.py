@@ -453,6 +453,34 @@ async def test_a_replay_after_a_lost_verdict_runs() -> None:
     assert len(handler.runs) == 2
 
 
+async def test_an_ack_that_was_lost_on_its_way_is_repeated_and_the_handler_does_not_run_again() -> None:
+    # RabbitMQ does not confirm acks: the broker said yes, and delivers it again.
+    handler = Recorder()
+    handler.go.set()
+    async with serving(handler) as setup:
+        first = incoming()
+        setup.consumer.deliver(first)
+        await setup.wait_settled(1)
+        setup.consumer.deliver(incoming(first.signal, crashes=1))
+        assert await setup.wait_settled(2) == [ACK, ACK]
+    assert len(handler.runs) == 1
+
+
+async def test_a_replay_of_a_dead_letter_runs_even_if_its_subscriber_died() -> None:
+    handler = Recorder()
+    handler.go.set()
+    handler.error = Reject("no")
+    async with serving(handler) as setup:
+        first = incoming()
+        setup.consumer.deliver(first)
+        await setup.wait_settled(1)
+        handler.error = None
+        setup.consumer.deliver(incoming(first.signal, crashes=1))
+        await setup.wait_settled(2)
+        assert setup.consumer.settled[1][1] == ACK
+    assert len(handler.runs) == 2
+
+
 async def test_an_old_verdict_is_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "VERDICT_SECONDS", 0.0)
     handler = Recorder()
@@ -469,14 +497,16 @@ async def test_an_old_verdict_is_not_applied(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_remembered_verdicts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "VERDICTS", 10)
+    monkeypatch.setattr(module, "ACKS", 5)
 
     async def handle(data: dict[str, Any]) -> None: ...
 
     async with serving(handle) as setup:
-        setup.consumer.script = [False] * 30
-        setup.consumer.deliver(*[incoming() for _ in range(30)])
-        await setup.wait_settled(30)
+        setup.consumer.script = [False, True] * 30
+        setup.consumer.deliver(*[incoming() for _ in range(60)])
+        await setup.wait_settled(60)
         assert len(setup.subscriber._unrecorded) == 10
+        assert len(setup.subscriber._acked) == 5
         assert setup.subscriber._running == {}
 
 

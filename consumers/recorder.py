@@ -36,6 +36,10 @@ from .archive import Archive, ArchiveInUse, Entry
 #: A full disk may last for hours, and a dead letter would be a hole in the archive.
 RETRY = RetryPolicy(max_attempts=1_000_000, initial=timedelta(seconds=1), max_delay=timedelta(minutes=1))
 
+MAX_BYTES = 64 * 1024 * 1024
+WINDOW = 100_000
+CONCURRENCY = 256
+
 _TEXTS = ("subject", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
 
 
@@ -45,9 +49,9 @@ class Settings:
 
     patterns: tuple[str, ...] = ("#",)
     directory: Path = Path("recorded")
-    max_bytes: int = 64 * 1024 * 1024
-    window: int = 100_000
-    concurrency: int = 256
+    max_bytes: int = MAX_BYTES
+    window: int = WINDOW
+    concurrency: int = CONCURRENCY
     name: str = "recorder"
 
     @classmethod
@@ -57,9 +61,9 @@ class Settings:
         return cls(
             patterns=tuple(pattern.strip() for pattern in patterns),
             directory=Path(environment.get("RECORDER_DIRECTORY", "recorded")),
-            max_bytes=_positive(environment, "RECORDER_MAX_BYTES", cls.max_bytes),
-            window=_positive(environment, "RECORDER_WINDOW", cls.window),
-            concurrency=_positive(environment, "RECORDER_CONCURRENCY", cls.concurrency),
+            max_bytes=_positive(environment, "RECORDER_MAX_BYTES", MAX_BYTES),
+            window=_positive(environment, "RECORDER_WINDOW", WINDOW),
+            concurrency=_positive(environment, "RECORDER_CONCURRENCY", CONCURRENCY),
             name=environment.get("RECORDER_NAME", "recorder"),
         )
 

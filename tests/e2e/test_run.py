@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -38,13 +39,15 @@ def publish(app: Path, n: int, until: str) -> None:
 
 
 def queue(app: Path) -> dict[str, object]:
-    [subscription] = signalbus("topology", "--json", cwd=app).json()["subscriptions"]  # type: ignore[misc]
-    return subscription  # type: ignore[no-any-return]
+    fields = signalbus("topology", "--json", cwd=app).json()
+    [subscription] = cast("list[dict[str, object]]", fields["subscriptions"])
+    return subscription
 
 
 def dead_letters(app: Path) -> int:
-    checks = signalbus("doctor", "--json", cwd=app, check=None).json()["checks"]
-    return sum(check["check"] == "dead letters" for check in checks)  # type: ignore[attr-defined]
+    fields = signalbus("doctor", "--json", cwd=app, check=None).json()
+    checks = cast("list[dict[str, object]]", fields["checks"])
+    return sum(check["check"] == "dead letters" for check in checks)
 
 
 def wait_serving(program: Running, count: int = 1) -> None:

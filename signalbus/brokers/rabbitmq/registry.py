@@ -52,9 +52,11 @@ class Registry:
             async with opened(connection) as channel:
                 return _fold([_record(message) for message in await self._messages(channel)])
         except DriverFailure as failure:
-            if failure.code == NOT_FOUND:
-                return {}
-            raise
+            if failure.code is None:
+                raise
+            if failure.code != NOT_FOUND:
+                self._missing(failure)
+            return {}
 
     async def write(
         self, connection: AbstractConnection, name: str, patterns: tuple[str, ...] | None, session: str
@@ -90,10 +92,14 @@ class Registry:
         except DriverFailure as failure:
             if failure.code is None:
                 raise
-            self.unavailable = failure.reason
-            log.warning("no registry of subscriptions: %s", failure.reason)
+            self._missing(failure)
         else:
             self.unavailable = None
+
+    def _missing(self, failure: DriverFailure) -> None:
+        if self.unavailable is None:
+            log.warning("no registry of subscriptions: %s", failure.reason)
+        self.unavailable = failure.reason
 
     async def _messages(self, channel: AbstractChannel) -> list[DeliveredMessage]:
         """Return every record: the newest tells how far to read from the first one."""

@@ -28,7 +28,7 @@ from signalbus.delivery import ACK
 from signalbus.errors import BrokerError
 from signalbus.signals import Signal
 from signalbus.testing.proxy import FaultProxy
-from tests.support import eventually
+from tests.support import INTERVAL_SECONDS, eventually
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -91,7 +91,9 @@ async def wait_up(broker: RabbitBroker, timeout: float = 30.0) -> None:
 
 async def until(check: Callable[[], Awaitable[bool]], timeout: float = TIMEOUT) -> None:
     """Ask an outside party again and again until it says yes."""
-    await eventually(check, timeout)
+    async with asyncio.timeout(timeout):
+        while not await check():  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(INTERVAL_SECONDS)
 
 
 @dataclass

@@ -114,7 +114,7 @@ class Bus:
             name=self.settings.name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            version=importlib.metadata.version("signalbus-router"),
+            version=_version(),
             started=utc_now(),
         )
         try:
@@ -426,6 +426,13 @@ class Bus:
 
     def __repr__(self) -> str:
         return f"<Bus {self.settings.name!r} at {masked(self.settings.url)}>"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("signalbus-router")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a source tree
 
 
 def _checked(topics: tuple[str, ...]) -> tuple[str, ...]:

@@ -333,7 +333,7 @@ class Subscriber:
         if incoming.crashes >= options.max_crashes:
             dead = after_crashes(incoming.crashes, incoming.history)
             self.stats.last_error = dead.detail
-            log.error("%s: signal %s is a dead letter: %s", self._spec.name, incoming.signal.id, dead.detail)
+            log.error("%s: %s is a dead letter, %s", self._spec.name, incoming.signal.id, dead.detail)
             return dead
         delivery = Delivery(
             subscription=self._spec.name,
@@ -367,7 +367,14 @@ class Subscriber:
         self.stats.last_error = f"{failure.error}: {failure.message}"
         match settlement:
             case DeadLetter():
-                log.error("%s: %s %s is a dead letter: %s", name, signal.type, signal.id, settlement.detail)
+                log.error(
+                    "%s: %s %s is a dead letter, %s: %s",
+                    name,
+                    signal.type,
+                    signal.id,
+                    settlement.reason,
+                    settlement.detail,
+                )
             case RetryLater() if not isinstance(error, Retry):
                 log.warning(
                     "%s: %s %s failed on attempt %d, again in %.1f s: %s: %s",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
+
+from .output import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,6 +24,8 @@ def run_interruptible(work: Callable[[], Awaitable[int]]) -> int:
             if received:
                 stop_now(number)
             received.append(number)
+            if sys.stderr.isatty():
+                print("\nsignalbus: stopping in order (a second signal stops now)", file=sys.stderr, flush=True)
             task.cancel()
 
         loop = asyncio.get_running_loop()
@@ -44,5 +47,5 @@ def run_interruptible(work: Callable[[], Awaitable[int]]) -> int:
 
 def stop_now(number: int) -> None:
     """End the process, whatever it does; the broker gives unsettled deliveries to others."""
-    print("signalbus: stopping now; signals that are not settled will come again", file=sys.stderr, flush=True)
+    say("signalbus: stopping now; signals that are not settled will come again")
     os._exit(128 + number)

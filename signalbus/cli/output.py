@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -38,11 +39,11 @@ class Output:
     def note(self, text: str) -> None:
         """Tell people on stderr; silent with ``-q``."""
         if not self._options.quiet:
-            print(escape(text), file=sys.stderr, flush=True)
+            say(escape(text))
 
     def warn(self, text: str) -> None:
         """Tell people on stderr, also with ``-q``."""
-        print(f"signalbus: {escape(text)}", file=sys.stderr, flush=True)
+        say(f"signalbus: {escape(text)}")
 
     def table(self, table: Table) -> None:
         """Print a table of data."""
@@ -61,6 +62,12 @@ class Output:
     def animated(self) -> bool:
         """Whether progress may move on stderr."""
         return sys.stderr.isatty() and not self._options.quiet and os.environ.get("TERM") != "dumb"
+
+
+def say(text: str) -> None:
+    """Print to stderr. That its reader has gone must neither stop the work nor keep it from ending."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def log_to_stderr(options: Options, *, usual: int = logging.CRITICAL) -> None:

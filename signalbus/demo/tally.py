@@ -67,6 +67,8 @@ class Show:
         finally:
             task.cancel()
             await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()  # it never returns, so this raises what went wrong with it
 
     async def _lines(self, tally: Tally) -> None:
         while True:
@@ -80,14 +82,16 @@ class Show:
             TextColumn("{task.description:<13}"),
             BarColumn(),
             TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
-            TextColumn("{task.speed:>7.0f}/s"),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
         with Progress(
             *columns, console=self._output.console(stderr=True), transient=True, speed_estimate_period=5
         ) as bars:
-            tasks = {name: bars.add_task(name, total=count) for name, count in tally.expected.items()}
+            tasks = {name: bars.add_task(name, total=count, rate="") for name, count in tally.expected.items()}
             while True:
                 for name, task in tasks.items():
-                    bars.update(task, completed=tally.done.get(name, 0))
+                    speed = bars.tasks[task].speed
+                    rate = f"{speed:>6.0f}/s" if speed else ""
+                    bars.update(task, completed=tally.done.get(name, 0), rate=rate)
                 await asyncio.sleep(FRAME_SECONDS)

@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 from aiormq import exceptions as driver_errors
 from aiormq.abc import AbstractBase, AbstractChannel, ChannelFrame
 from aiormq.channel import Channel
+from pamqp import commands
 
 T = TypeVar("T")
 
@@ -92,11 +93,24 @@ def failure_of(error: BaseException | None) -> DriverFailure:
     """Return what an exception of the driver means."""
     if error is None:
         return DriverFailure("closed")
+    if isinstance(error, driver_errors.InvalidFrameError) and (close := _unexpected_close(error)) is not None:
+        return DriverFailure(close.reply_text or "refused", close.reply_code)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if code is None and isinstance(error, driver_errors.ConnectionClosed) and error.args:
         first = error.args[0]
         code = first if isinstance(first, int) and first else None
     return DriverFailure(_reason(error), code)
+
+
+def _unexpected_close(error: BaseException) -> commands.Connection.Close | None:
+    """Return the broker's answer to Connection.Open (no such vhost, no right to it), of which aiormq keeps nothing."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame.f_locals.get("frame")
+        if isinstance(frame, commands.Connection.Close):
+            return frame
+        traceback = traceback.tb_next
+    return None
 
 
 def _reason(error: BaseException) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import re
 import signal
 import sqlite3
+import subprocess
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -12,7 +17,7 @@ from typing import cast
 import pytest
 
 from signalbus.demo.reconcile import reconcile
-from tests.cli.program import Json, alive, children_of, environment, running, signalbus
+from tests.cli.program import PROGRAM, Json, alive, children_of, environment, running, signalbus
 from tests.support import eventually_sync
 
 ROWS = "400"
@@ -113,6 +118,37 @@ def test_no_process_outlives_a_killed_demo(tmp_path: Path, env: dict[str, str]) 
         os.kill(demo.pid, signal.SIGKILL)
         demo.wait()
         eventually_sync(lambda: not any(alive(pid) for pid in children), 20, message="its processes end")
+
+
+def test_bars_move_on_a_terminal(tmp_path: Path, env: dict[str, str]) -> None:
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # how a terminal says that its last user is gone
+            while data := os.read(ours, 65536):
+                shown.extend(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        done = subprocess.run(
+            [*PROGRAM, "demo", "--rows", "3000", "--json"],
+            cwd=tmp_path,
+            env={**env, "TERM": "xterm", "COLUMNS": "100"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            timeout=60,
+            check=True,
+        )
+    finally:
+        os.close(theirs)
+        reader.join()
+        os.close(ours)
+    assert b"delays" in shown
+    assert re.search(rb"\d+/s", shown)
+    assert b"\x1b" not in done.stdout
 
 
 def test_an_unreachable_broker_is_said_at_once(tmp_path: Path, env: dict[str, str]) -> None:

@@ -64,6 +64,21 @@ def test_publish_run_and_tail_work_together(app: Path) -> None:
         tail.wait_out("job.new")
 
 
+def test_they_work_together_on_rabbitmq_too(amqp_url: str, app: Path) -> None:
+    (app / "now").touch()
+    env = environment(amqp_url)
+    with running("run", "app:bus", cwd=app, env=env, name="run") as run:
+        wait_serving(run)
+        with running("tail", "--count", "1", cwd=app, env=env, name="tail") as tail:
+            tail.wait_err("following")
+            signalbus("publish", "job.new", '{"n": 1, "until": "now"}', cwd=app, env=env)
+            run.wait_out("end 1")
+            assert tail.wait() == 0
+            assert "job.new" in tail.out
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0
+
+
 def test_sigterm_lets_handlers_end_and_loses_nothing(app: Path) -> None:
     """Fault row 46."""
     with running("run", "app:bus", cwd=app) as run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
 from .output import say
@@ -24,9 +25,9 @@ def run_interruptible(work: Callable[[], Awaitable[int]]) -> int:
             if received:
                 stop_now(number)
             received.append(number)
+            task.cancel()  # first: what follows may fail
             if sys.stderr.isatty():
-                print("\nsignalbus: stopping in order (a second signal stops now)", file=sys.stderr, flush=True)
-            task.cancel()
+                say("\nsignalbus: stopping in order (a second signal stops now)")
 
         loop = asyncio.get_running_loop()
         for number in SIGNALS:

@@ -76,6 +76,8 @@ def log_to_stderr(options: Options, *, usual: int = logging.CRITICAL) -> None:
     handler = logging.StreamHandler[TextIO](sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    # Exceptions in callbacks, which nobody else reports: never silent, whatever the level.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 class _Formatter(logging.Formatter):

@@ -135,10 +135,9 @@ def test_texts_are_bounded() -> None:
     record = describe(raised(ValueError("x" * 10**6)), attempt=1, at=NOW, session="s")
     assert len(record.message) == MESSAGE_LIMIT
     assert len(record.traceback) <= TRACEBACK_LIMIT
-    try:
+    with pytest.raises(RecursionError) as caught:
         recurse()
-    except RecursionError as error:
-        deep = describe(error, attempt=1, at=NOW, session="s")
+    deep = describe(caught.value, attempt=1, at=NOW, session="s")
     assert len(deep.traceback) <= TRACEBACK_LIMIT
     assert "RecursionError" in deep.traceback
 

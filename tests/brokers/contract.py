@@ -38,7 +38,7 @@ from signalbus import (
 from signalbus.brokers.base import PublishResult
 from signalbus.codec import EncodedSignal, encode
 from signalbus.delivery import DeadReason
-from tests.brokers.world import Inbox, World, wait_acked
+from tests.brokers.world import Inbox, World, wait_acked, wait_until
 from tests.support import eventually
 
 Behaviour = Callable[[World], Awaitable[None]]
@@ -618,7 +618,7 @@ async def a_temporary_subscription_is_gone_when_its_process_is_killed(world: Wor
         async def unroutable() -> bool:
             return not (await bus.publish("a", 2, unroutable="ignore")).routed
 
-        await eventually(unroutable, 10)
+        await wait_until(unroutable, 10)
         assert "passing" not in {queue.name for queue in await bus.broker.queues(5)}
 
 
@@ -781,7 +781,7 @@ async def a_paused_subscription_takes_nothing_until_it_is_resumed(world: World) 
         await subscription.pause()
         await subscription.pause()
         await bus.publish_many([("a", 2), ("a", 3)])
-        await eventually(lambda: waiting(bus, 2))
+        await wait_until(lambda: waiting(bus, 2))
         assert inbox.data == [1]
         await subscription.resume()
         await wait_acked(subscription, 3)
@@ -874,7 +874,7 @@ async def what_is_there_can_be_seen(world: World) -> None:
     async with world.serving("order.*", "user.#", handler=inbox, prefetch=1) as bus:
         await bus.publish_many([("order.a", number) for number in range(3)])
         await inbox.wait(1)
-        await eventually(lambda: waiting(bus, 2))
+        await wait_until(lambda: waiting(bus, 2))
         (queue,) = await bus.broker.queues(5)
         assert (queue.name, set(queue.patterns), queue.durable) == ("work", {"order.*", "user.#"}, True)
         assert queue.consumers == 1

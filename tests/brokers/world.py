@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -196,7 +196,7 @@ class World:
             found[:] = await bus.broker.dead_letters(count + 100, 5.0)
             return len(found) >= count
 
-        await eventually(enough, timeout, interval=0.05, message=f"{count} dead letters")
+        await wait_until(enough, timeout, message=f"{count} dead letters")
         assert len(found) == count, f"{len(found)} dead letters, not {count}"
         return found
 
@@ -209,7 +209,7 @@ class World:
                 not queues[name].ready and not queues[name].unsettled and not queues[name].delayed for name in names
             )
 
-        await eventually(empty, timeout, interval=0.05, message=f"{names} to be empty")
+        await wait_until(empty, timeout, message=f"{names} to be empty")
 
     async def aclose(self) -> None:
         """End what the test started."""
@@ -217,6 +217,15 @@ class World:
             await worker.aclose()
         for bus in self._buses:
             await bus.aclose()
+
+
+async def wait_until(ask: Callable[[], Awaitable[bool]], timeout: float = DEADLINE, *, message: str = "") -> None:
+    """Ask a broker again and again until the answer is yes."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + timeout
+    while not await ask():
+        assert clock() < deadline, f"{message or 'the condition'} did not come true within {timeout:g} s"
+        await asyncio.sleep(0.05)
 
 
 async def wait_acked(subscription: Subscription[..., Any], count: int, timeout: float = DEADLINE) -> None:

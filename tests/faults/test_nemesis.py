@@ -8,11 +8,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from signalbus.testing.proxy import FaultProxy
-from tests.brokers.world import Inbox, World
+from tests.brokers.world import Inbox, World, wait_until
 from tests.faults.conftest import BROKERS
 from tests.faults.history import effects, read_history
 from tests.faults.nemesis import Nemesis
-from tests.support import eventually
 
 
 async def survive(world: World, seconds: float, seed: int) -> None:
@@ -37,7 +36,7 @@ async def survive(world: World, seconds: float, seed: int) -> None:
                 dead.update(int(letter.signal.body) for letter in letters)
                 return history.ok <= {*effects(world), *rest.data, *dead}
 
-            await eventually(settled, 60, interval=0.2, message=f"every stored signal after {nemesis.done}")
+            await wait_until(settled, 60, message=f"every stored signal after {nemesis.done}")
             await world.wait_empty(bus, "work", timeout=30)
         history = read_history(world)
         history.check([*effects(world), *rest.data], dead)

@@ -144,8 +144,9 @@ class Bus:
         raise Escalated(f"{self!r} was given up: {self._failure}") from self._failure
 
     async def _close(self) -> None:
-        self._surroundings = None
+        # Handlers that are still running may publish.
         await asyncio.gather(*(service.stop() for service in self._services.values()))
+        self._surroundings = None
         await self._supervisor.aclose()
         await self._broker.aclose()
 

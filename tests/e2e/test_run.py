@@ -90,8 +90,10 @@ def test_sigterm_lets_handlers_end_and_loses_nothing(app: Path) -> None:
         run.wait_err("4 handlers have up to 20 s")
         (app / "go").touch()
         assert run.wait() == 0
-        assert run.out.count("end") == 4
-    assert queue(app)["ready"] == 8
+        ended = run.out.count("end")
+        # What was in hand but not begun may still begin before the stop; everything that begins ends.
+        assert ended == run.out.count("begin") >= 4
+    assert queue(app)["ready"] == 12 - ended
     assert dead_letters(app) == 0
 
 

@@ -31,7 +31,8 @@ def demo(
 ) -> int:
     """Send a month of flights through real processes, kill one of them, and account for every signal.
 
-    Without --url on a fresh SQLite file that is deleted afterwards. The exit code is 6 if a signal is lost or dead.
+    Without --url on a fresh SQLite file that is deleted afterwards, whatever SIGNALBUS_URL says. On RabbitMQ under a
+    prefix of its own. The exit code is 6 if a signal is lost or dead.
     """
     log_to_stderr(options)
     output = Output(options)

@@ -101,7 +101,7 @@ class SqliteBroker:
             async with asyncio.timeout(min(timeout, self._url.busy_timeout)):
                 await self._writer.opened
         except TimeoutError as error:
-            await self.aclose()
+            await self._close(0.0)  # the thread waits for a lock; it ends once it has it
             raise BrokerUnavailable(
                 f"{self._files.path} could not be opened in time: another process holds its lock; find it with 'fuser'"
             ) from error
@@ -112,22 +112,24 @@ class SqliteBroker:
 
     async def aclose(self) -> None:
         """See `Broker.aclose`. Bounded by about five seconds."""
+        await self._close(_CLOSE_SECONDS)
+
+    async def _close(self, patience: float) -> None:
+        self._state = BrokerState.CLOSED
         if self._writer is None or self._pid != os.getpid():
-            self._state = BrokerState.CLOSED
             return
         if self._ending is None:
-            self._state = BrokerState.CLOSED
-            self._ending = asyncio.ensure_future(self._end(self._writer))
+            self._ending = asyncio.ensure_future(self._end(self._writer, patience))
         await asyncio.shield(self._ending)
 
-    async def _end(self, writer: Writer) -> None:
+    async def _end(self, writer: Writer, patience: float) -> None:
         for consumer in list(self.consumers):
             consumer.end()
         while self._waiting:
             _refuse(self._waiting.popleft(), BusClosed("the broker was closed"))
         writer.close()
-        deadline = time.monotonic() + _CLOSE_SECONDS
-        await asyncio.wait({writer.ended}, timeout=_CLOSE_SECONDS)
+        deadline = time.monotonic() + patience
+        await asyncio.wait({writer.ended}, timeout=patience)
         queued, running = writer.abandon()
         for operation in queued:
             _abandon(operation, started=False)

@@ -50,9 +50,15 @@ class Database:
 
     def open(self, *, create: bool) -> None:
         """Open the file. Raises as `schema.connect`."""
-        self._connection = schema.connect(self._url, self._files, create=create)
-        store.topology_counter(self._connection)  # the first read makes SQLite open its other two files
-        self._identity = self._files.identity()
+        connection = schema.connect(self._url, self._files, create=create)
+        try:
+            store.topology_counter(connection)  # the first read makes SQLite open its other two files
+            self._identity = self._files.identity()
+        except BaseException:
+            # Another broker in this process may still have a removed file open, which SQLite shares within a process.
+            connection.close()
+            raise
+        self._connection = connection
         self._written = self._files.wal_size()
 
     def begin(self) -> None:
@@ -142,14 +148,16 @@ class Database:
         """Close the connection. Idempotent."""
         if self._connection is None:
             return
-        try:
-            self.check_identity()
-        except Replaced:
+        if self._files.wal_identity() not in (None, self._identity[1]):
             # Closing the last connection removes "the" -wal file by its name: here, that of somebody else.
             self.leak()
             return
+        replaced = self._files.is_replaced(self._identity[0])
         connection, self._connection = self._connection, None
         connection.close()
+        if replaced:
+            # SQLite would take our log for that of the file that came in our place, and damage it.
+            self._files.set_log_aside()
 
     def leak(self) -> None:
         """Keep the connection from ever being closed: in a forked child, closing it would damage the parent's."""

@@ -70,8 +70,11 @@ class Files:
 
     @cached_property
     def uri(self) -> str:
-        """The database for SQLite, never to be created by opening it."""
-        return f"file:{quote(str(self.path))}?mode=rw"
+        """The database for SQLite, never to be created by opening it.
+
+        ``psow=1`` is the default, made explicit as we rely on it: nothing is written to the log after a commit.
+        """
+        return f"file:{quote(str(self.path))}?mode=rw&psow=1"
 
     def create(self) -> None:
         """Create an empty database file, readable by its owner only, unless it exists; the write lock is held.
@@ -111,6 +114,26 @@ class Files:
             return os.stat(self.wal).st_size  # noqa: PTH116 - hot, and a Path would be made each time
         except FileNotFoundError:
             return 0
+
+    def wal_identity(self) -> tuple[int, int] | None:
+        """Return which file the path of the log leads to, None if there is none."""
+        try:
+            return _identity(self.wal)
+        except OSError:
+            return None
+
+    def is_replaced(self, identity: tuple[int, int]) -> bool:
+        """Tell whether the path leads to another file than that of ``identity``; not if it leads to none."""
+        try:
+            return _identity(self._path) != identity
+        except OSError:
+            return False
+
+    def set_log_aside(self) -> None:
+        """Give the log another name, ``-wal.replaced``, as its database has lost its own."""
+        if self.has_wal():
+            Path(self.wal).replace(f"{self.wal}.replaced")
+        self.remove_shm()
 
     def has_wal(self) -> bool:
         """Tell whether the log can be found by its name."""

@@ -24,7 +24,8 @@ from .wake import remove_socket
 _CLAIM_LIMIT = 1_000  # deliveries a subscription and transaction: bounds how long others wait for the lock
 _PURGE_LIMIT = 1_000
 _ROW_BYTES = 400  # what a changed row adds to the log, roughly: several share a page
-_PATIENCE_SECONDS = 0.002  # left to idle consumers of other processes before busy ones of ours take more
+# Left to consumers of other processes that have less to do: for each delivery in our hands, and at most.
+_PATIENCE_SECONDS = (0.001, 0.01)
 
 
 class Group:
@@ -451,15 +452,15 @@ class Group:
             self.written += count * _ROW_BYTES
 
     def _others_first(self, subscription: int, claimants: list[Claimant]) -> bool:
-        """Tell whether to wait a moment, as ours are busy and those of other processes may be idle.
+        """Tell whether to wait a moment, as ours are busy and those of other processes may be less so.
 
-        Without it, a process that publishes what it also consumes would fill its own hands first.
+        The busier wait longer, so the work finds the least busy without anybody asking who that is. Otherwise a
+        process that publishes what it also consumes would fill its own hands first.
         """
-        if not all(claimant.unsettled for claimant in claimants):
-            return False
+        each, most = _PATIENCE_SECONDS
+        wait = min(each * min(len(claimant.unsettled) for claimant in claimants), most)
         now = time.monotonic()
-        until = self._desk.patience.setdefault(subscription, now + _PATIENCE_SECONDS)
-        return now < until
+        return now < self._desk.patience.setdefault(subscription, now + wait)
 
 
 def _restore(claims: list[Claim]) -> None:

@@ -37,6 +37,7 @@ _GROUP_WEIGHT = 2_000  # signals a transaction, and bytes: bounds how long other
 _GROUP_BYTES = 16 * 1024 * 1024
 _POLL_SECONDS = 0.5  # between looks of a consumer whose hints may have got lost
 _SWEEP_SECONDS = 1.0  # between looks after the sessions of dead processes
+_LOOP_CHECK_SECONDS = 5.0  # between looks whether the event loop is still there
 _BACKOFF = (0.05, 2.0)  # seconds before something that failed is tried again: at first, at most
 
 
@@ -222,6 +223,8 @@ class Writer(threading.Thread):
             hinted = self._sleep()
 
     def _done(self) -> bool:
+        if self._loop.is_closed():
+            self._closing = True  # nobody closed us, and nobody listens any more
         with self._mutex:
             return self._closing and not self._queue
 
@@ -237,9 +240,9 @@ class Writer(threading.Thread):
             self._sleeping = False
         return hinted
 
-    def _timeout(self) -> float | None:
+    def _timeout(self) -> float:
         now = time.monotonic()
-        waits: list[float] = []
+        waits = [_LOOP_CHECK_SECONDS]
         if self._broken is not None or self._deferred:
             waits.append(self._resume_at - now)
         if self._broken is None:
@@ -250,7 +253,7 @@ class Writer(threading.Thread):
                 waits.extend(until - now for until in self._desk.patience.values())
             if len(self._desk.topology.tokens) > 1:
                 waits.append(self._next_sweep - now)
-        return max(0.0, min(waits)) if waits else None
+        return max(0.0, min(waits))
 
     def _claimable(self) -> bool:
         """Tell whether a consumer of ours has room for something that is there."""
@@ -366,8 +369,9 @@ class Writer(threading.Thread):
             database.commit(group.written)
         except sqlite3.Error as error:
             self._roll_back(group)
-            # Not even this is certain to be undone: a recovery may find the commit in the log.
-            return self._failed(operations, error, certain=False)
+            # The frame that makes it a commit is written last: without room for that, it certainly is none. After
+            # any other error, a recovery may yet find the commit in the log.
+            return self._failed(operations, error, certain=trouble_of(error) is Trouble.FULL)
         hints = group.committed()
         self._backoff = _BACKOFF[0]
         desk.counters["transactions"] += 1
@@ -416,7 +420,7 @@ class Writer(threading.Thread):
     def _answer_to(self, error: Exception, reason: str) -> SignalBusError:
         if isinstance(error, sqlite3.Error) and trouble_of(error) is Trouble.BUSY:
             return BrokerUnavailable(f"{self._desk.files.path}: {reason}")
-        return StorageError(f"{self._desk.files.path}: {reason}")
+        return StorageError(f"{self._desk.files.path}: {reason}" if isinstance(error, sqlite3.Error) else reason)
 
     def _defer(self, operations: list[AnyOperation]) -> None:
         """Keep operations for another try, after a pause that grows. Also without any: claims wait as well."""
@@ -569,7 +573,9 @@ class Writer(threading.Thread):
     def _release_everything(self) -> None:
         with self._mutex:
             self._closing = True
-        self._database.close()
+        if self._database.usable:
+            with self._lock:
+                self._database.close()  # the last one to close makes a checkpoint
         if self._session_lock is not None:
             self._session_lock.close()
         self._wake.close()

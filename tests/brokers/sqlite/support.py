@@ -1,0 +1,176 @@
+"""Brokers on one file, and other processes that use it, hold it or die on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from signalbus.brokers.base import Incoming, PublishOutcome, QueueInfo, SessionInfo, SubscriptionSpec
+from signalbus.brokers.sqlite import SqliteBroker
+from signalbus.brokers.sqlite.clock import Clock
+from signalbus.brokers.sqlite.consumer import SqliteConsumer
+from signalbus.codec import EncodedSignal, encode
+from signalbus.config import SqliteUrl
+from signalbus.signals import Signal
+
+ROOT = Path(__file__).parents[3]
+SECONDS = 10.0  # for each step that should take milliseconds
+WORK = SubscriptionSpec(name="work", patterns=("work.#",))
+
+
+def session() -> SessionInfo:
+    return SessionInfo(
+        id=uuid.uuid4().hex, name="test", host="here", pid=os.getpid(), version="0", started=datetime.now(UTC)
+    )
+
+
+def signal(data: object = "x", type: str = "work.item") -> EncodedSignal:  # noqa: A002
+    return encode(Signal(type=type, source="test", data=data))
+
+
+def signals(count: int) -> list[EncodedSignal]:
+    return [signal(number) for number in range(count)]
+
+
+def results(outcomes: Sequence[PublishOutcome]) -> list[str]:
+    return [outcome.result.value for outcome in outcomes]
+
+
+def data_of(incoming: Incoming) -> Any:
+    return json.loads(incoming.signal.body)
+
+
+async def receive(consumer: SqliteConsumer, count: int = 1, timeout: float = SECONDS) -> list[Incoming]:
+    """Receive `count` deliveries, in however many batches."""
+    received: list[Incoming] = []
+    async with asyncio.timeout(timeout):
+        while len(received) < count:
+            batch = await consumer.receive()
+            assert batch, "the consumer has stopped"
+            received.extend(batch)
+    assert len(received) == count
+    return received
+
+
+async def wait_until(ask: Callable[[], Awaitable[bool]], timeout: float = SECONDS) -> None:
+    """Ask again and again until the answer is yes."""
+    async with asyncio.timeout(timeout):
+        while not await ask():  # noqa: ASYNC110 - what is asked is in a file
+            await asyncio.sleep(0.02)
+
+
+class Place:
+    """A database file of one test, and everything opened on it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.url = SqliteUrl(path=directory / "bus.db", min_free_bytes=0, busy_timeout=SECONDS)
+        self._brokers: list[SqliteBroker] = []
+        self._peers: list[Peer] = []
+
+    @property
+    def path(self) -> Path:
+        return self.url.path
+
+    @property
+    def wal(self) -> Path:
+        return Path(f"{self.path}-wal")
+
+    @property
+    def shm(self) -> Path:
+        return Path(f"{self.path}-shm")
+
+    @property
+    def sessions(self) -> Path:
+        return Path(f"{self.path}-sessions")
+
+    async def open(self, *, clock: Clock | None = None, **options: Any) -> SqliteBroker:
+        broker = SqliteBroker(replace(self.url, **options), clock=clock)
+        self._brokers.append(broker)
+        await broker.open(session(), SECONDS)
+        return broker
+
+    async def serving(self, *, prefetch: int = 10, **options: Any) -> tuple[SqliteBroker, SqliteConsumer]:
+        """Open a broker that serves `WORK`."""
+        broker = await self.open(**options)
+        await broker.declare(WORK, SECONDS)
+        return broker, await broker.consume(WORK.name, prefetch, SECONDS)
+
+    async def queue(self, broker: SqliteBroker, name: str = WORK.name) -> QueueInfo:
+        (found,) = [queue for queue in await broker.queues(SECONDS) if queue.name == name]
+        return found
+
+    def peer(self, role: str, *arguments: object) -> Peer:
+        """Start another process; see `tests.brokers.sqlite.peer`."""
+        peer = Peer(role, self.path, *arguments)
+        self._peers.append(peer)
+        return peer
+
+    @contextmanager
+    def raw(self) -> Iterator[sqlite3.Connection]:
+        """The database as any other program sees it. Never while a broker of this process has it open:
+        closing a connection is safe, but SQLite checkpoints when it believes to be the last."""
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    async def aclose(self) -> None:
+        for peer in self._peers:
+            peer.end()
+        for broker in self._brokers:
+            await broker.aclose()
+
+
+class Peer:
+    """A process that says a line for each step, and goes on when told a line."""
+
+    def __init__(self, role: str, path: Path, *arguments: object) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.brokers.sqlite.peer", role, str(path), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self.pid = self._process.pid
+
+    async def line(self, timeout: float = SECONDS) -> str:
+        """Return the next line it says, an empty one at its end."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(timeout):
+            return (await asyncio.to_thread(self._process.stdout.readline)).strip()
+
+    def tell(self, line: str = "") -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    async def wait(self, timeout: float = SECONDS) -> int:
+        return await asyncio.to_thread(self._process.wait, timeout)
+
+    def end(self) -> None:
+        self.kill()
+        for end in (self._process.stdin, self._process.stdout):
+            if end is not None:
+                end.close()

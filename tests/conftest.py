@@ -145,6 +145,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     missing = 0
     for outcome in OUTCOMES:
         for report in terminalreporter.stats.get(outcome, []):
+            if not isinstance(report, pytest.TestReport):
+                continue  # a module that could not be collected
             broker = _broker_of(report)
             if broker is not None:
                 counts[broker, outcome] += 1

@@ -23,8 +23,8 @@ async def test_files_that_cannot_be_one_are_typed_errors_that_say_what_to_do(bro
     (tmp_path / "text.db").write_text("this is no database, but long enough to have a header of one" * 100)
     cases: list[tuple[str, type[SignalBusError]]] = [
         (f"{tmp_path}/no/such/directory/bus.db", ConfigError),
-        (f"{tmp_path}/directory.db", StorageError),
-        (f"{tmp_path}/text.db", StorageError),
+        (f"{tmp_path}/directory.db", ConfigError),
+        (f"{tmp_path}/text.db", ConfigError),
         ("/proc/bus.db", SignalBusError),
     ]
     for path, kind in cases:

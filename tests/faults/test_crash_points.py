@@ -37,10 +37,11 @@ async def test_a_subscriber_killed_at_any_step_loses_nothing(broker: str, point:
             assert {delivery.id for data, delivery in rest.got if data == 0} == first
             assert {delivery.crashes for data, delivery in rest.got if data == 0} == {1}
         case _:
-            # RabbitMQ does not confirm acks: the last of them may be lost with the process.
+            # The next one may have had its effect by then. RabbitMQ does not confirm acks, so the last may be lost.
             assert set(total) == {0, 1, 2}
+            assert sum(total.values()) <= 5
             if not world.is_rabbitmq:
-                assert total == Counter([0, 1, 2])
+                assert total[0] == 1
 
 
 @pytest.mark.parametrize("broker", BROKERS)

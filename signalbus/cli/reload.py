@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import traceback
 from pathlib import Path
 
 INTERVAL_SECONDS = 0.25
 
-Times = dict[Path, int]
+States = dict[Path, tuple[int, int, int]]
+"""Time of the last change in nanoseconds, size and inode of each file that is there."""
 
 
 def watched_files() -> frozenset[Path]:
@@ -33,26 +35,33 @@ def files_of(error: BaseException) -> frozenset[Path]:
     return frozenset(path for path in paths if path.exists() and not _installed(path))
 
 
-async def wait_changed(files: frozenset[Path]) -> Path:
-    """Wait until one of ``files`` is written, replaced or removed, and return it."""
-    before = _times(files)
+async def wait_changed(files: frozenset[Path], begun: int) -> Path:
+    """Wait until one of ``files`` is written or replaced, and return it.
+
+    ``begun`` is the time in nanoseconds before the first of them was read: what was written between that and this
+    call has changed as well.
+    """
+    before = _states(files)
+    for path, (changed, _, _) in before.items():
+        # A time in the future is a wrong clock, on which we would start again for ever.
+        if begun < changed <= time.time_ns():
+            return path
     while True:
         await asyncio.sleep(INTERVAL_SECONDS)
-        now = _times(files)
-        for path in files:
-            if before.get(path) != now.get(path) and path in now:  # an editor that replaces it is between two states
+        for path, state in _states(files).items():  # one that is missing is just being replaced by an editor
+            if before.get(path) != state:
                 return path
 
 
-def _times(files: frozenset[Path]) -> Times:
-    times: Times = {}
+def _states(files: frozenset[Path]) -> States:
+    states: States = {}
     for path in files:
         try:
             status = path.stat()
         except OSError:
             continue
-        times[path] = status.st_mtime_ns ^ status.st_size ^ status.st_ino
-    return times
+        states[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
+    return states
 
 
 def _installed(path: Path) -> bool:

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from enum import Enum
@@ -34,31 +35,34 @@ class Ending(Enum):
 def serve_here(target: str, *, reload: bool, supervised: bool, options: Options) -> int:
     """Serve ``module:bus`` until SIGINT or SIGTERM; ``supervised``: also until standard input ends."""
     output = Output(options)
+    begun = time.time_ns()
     try:
         bus = load_bus(target, options)
     except BaseException as error:
         if not reload or isinstance(error, SignalBusError | CommandError | KeyboardInterrupt):
             raise
-        return _wait_for_better(error, output)
+        return _wait_for_better(error, begun, output)
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if find_spec("uvloop"):
         # By name: an optional package that type checkers need not have.
         loop_factory = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        ending = runner.run(_serve(bus, output, reload=reload, supervised=supervised, as_json=options.json))
+        ending = runner.run(
+            _serve(bus, output, reload_since=begun if reload else None, supervised=supervised, as_json=options.json)
+        )
     if ending is Ending.RELOAD:
         _start_again()
     return Exit.OK
 
 
-async def _serve(bus: Bus, output: Output, *, reload: bool, supervised: bool, as_json: bool) -> Ending:
+async def _serve(bus: Bus, output: Output, *, reload_since: int | None, supervised: bool, as_json: bool) -> Ending:
     """Open the bus, serve until something ends it, drain."""
     ending = _Ending(bus, output)
     ending.listen()
     if supervised:
         watch_parent(lambda: ending.set(Ending.ASKED, "the parent process is gone"))
     opening = asyncio.ensure_future(bus.open())
-    watching = asyncio.ensure_future(ending.wait_reload()) if reload else None
+    watching = None if reload_since is None else asyncio.ensure_future(ending.wait_reload(reload_since))
     stopping = asyncio.ensure_future(ending.event.wait())
     failing = asyncio.ensure_future(bus.wait_failed())
     try:
@@ -107,9 +111,9 @@ class _Ending:
         self.why = why
         self.event.set()
 
-    async def wait_reload(self) -> None:
-        """End when a source file changes."""
-        changed = await wait_changed(watched_files())
+    async def wait_reload(self, begun: int) -> None:
+        """End when a source file has changed since ``begun``."""
+        changed = await wait_changed(watched_files(), begun)
         self.set(Ending.RELOAD, f"{changed} changed")
 
     def _signal(self, number: int) -> None:
@@ -128,13 +132,13 @@ def _tell(bus: Bus, what: str, output: Output, *, as_json: bool) -> None:
     output.note(f"signalbus: {what} {names or 'no subscriptions'} at {bus!r}, pid {os.getpid()}")
 
 
-def _wait_for_better(error: BaseException, output: Output) -> int:
+def _wait_for_better(error: BaseException, begun: int, output: Output) -> int:
     """The module cannot be imported: say why, and start again when a file changes."""
     for line in "".join(traceback.format_exception(error)).splitlines():
         output.warn(escape(line))
     files = watched_files() | files_of(error)
     output.note("signalbus: waiting for a change")
-    asyncio.run(wait_changed(files))
+    asyncio.run(wait_changed(files, begun))
     _start_again()
     return Exit.FAILED
 

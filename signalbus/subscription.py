@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, Protocol, Self, TypeVar
@@ -16,6 +17,11 @@ from .errors import BrokerUnavailable, BusClosed
 from .handlers import Handler
 from .subscriber import Subscriber, SubscriberOptions, SubscriptionStats
 from .supervision import Supervisor
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.1  # seconds before a declaration is repeated; doubles
+LONGEST_PAUSE = 1.0
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -92,7 +98,7 @@ class Service:
 
     async def _start(self, surroundings: Surroundings) -> None:
         broker, timeout = surroundings.broker, surroundings.timeout
-        await broker.declare(self.spec, timeout)
+        await self._declare(broker, timeout)
         subscriber = Subscriber(broker, self.spec, self._handler, self._options, surroundings.session)
         self._subscriber = subscriber
         if self._paused:
@@ -106,6 +112,22 @@ class Service:
         except TimeoutError as error:
             cause = subscriber.stats.last_error or "the broker gave no answer"
             raise BrokerUnavailable(f"{self.spec.name!r} is not served after {timeout} s: {cause}") from error
+
+    async def _declare(self, broker: Broker, timeout: float) -> None:
+        """Declare; again when the connection was lost meanwhile, which one call cannot wait out."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await broker.declare(self.spec, max(deadline - clock(), 0.0))
+                return
+            except BrokerUnavailable as error:
+                if clock() + pause >= deadline:
+                    raise
+                log.warning("%s: not declared yet, trying again: %s", self.spec.name, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
 
 class _Cancel(Protocol):

@@ -39,10 +39,11 @@ from .consumer import SqliteConsumer
 from .database import Database
 from .desk import Desk
 from .files import Files
-from .lock import FairLock
+from .intake import AnyOperation
 from .operations import Declare, Delete, Look, Operation, Publish, Serve, Settle
 from .records import pack
-from .writer import AnyOperation, Deliveries, Writer
+from .rounds import Deliveries
+from .writer import Writer
 
 T = TypeVar("T")
 
@@ -89,7 +90,6 @@ class SqliteBroker:
         self._writer = Writer(
             self._desk,
             self._database,
-            FairLock(self._files.lock),
             self._loop,
             network_filesystem=self._url.network_filesystem,
             report=self._answer,
@@ -127,7 +127,7 @@ class SqliteBroker:
             consumer.end()
         while self._waiting:
             _refuse(self._waiting.popleft(), BusClosed("the broker was closed"))
-        writer.close()
+        writer.intake.close()
         deadline = time.monotonic() + patience
         await asyncio.wait({writer.ended}, timeout=patience)
         queued, running = writer.abandon()
@@ -229,7 +229,7 @@ class SqliteBroker:
         if writer is None or desk is None or database is None:
             return BrokerHealth(state=self._state)
         state, reason = self._state, ""
-        since = writer.waiting_since
+        since = writer.intake.waiting_since
         if state is BrokerState.UP:
             if trouble := writer.trouble:
                 state, reason = BrokerState.DEGRADED, trouble
@@ -279,7 +279,7 @@ class SqliteBroker:
 
     def _submit(self, operation: AnyOperation) -> None:
         assert self._writer is not None
-        self._writer.submit(operation)
+        self._writer.intake.submit(operation)
         self._unanswered += 1
         if self._ticker is None:
             self._watch()
@@ -317,7 +317,7 @@ class SqliteBroker:
         self._ticker = None
         assert self._writer is not None
         now = time.monotonic()
-        for operation in self._writer.expire(now, self._url.busy_timeout):
+        for operation in self._writer.intake.expire(now, self._url.busy_timeout):
             self._unanswered -= 1
             if isinstance(operation, Publish):
                 self._pending_signals -= operation.weight

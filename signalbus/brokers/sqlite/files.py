@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -38,11 +37,11 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")  # blanks, tabs and backslashes in a mount
 Identity = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
 class Files:
     """Paths around a database: SQLite's own two, the write lock, and the directory of session locks."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     @cached_property
     def _path(self) -> str:
@@ -91,8 +90,13 @@ class Files:
                 f"cannot create {self.path}: {error.strerror}; check the directory, its owner and mode"
             ) from error
 
-    def check_place(self, *, network_filesystem: bool) -> None:
-        """Raise `ConfigError` if the directory is missing, or on a network file system that is not allowed."""
+    def locate(self, *, network_filesystem: bool) -> None:
+        """Find the file; the first thing to do, as it looks at the disk.
+
+        Raises `ConfigError` if the directory is missing, or on a network file system and that is not allowed.
+        """
+        # SQLite follows symbolic links before it names its other files, and so must we.
+        self.path = self.path.resolve()
         directory = self.path.parent
         if not directory.is_dir():
             raise ConfigError(f"the directory {directory} of the database does not exist; create it, or name another")

@@ -16,21 +16,20 @@ from ...errors import StorageError
 class FairLock:
     """A lock between processes. Waiting has no deadline: who must not wait for ever watches from another thread."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._fds: tuple[int, int] | None = None
 
-    def open(self) -> None:
+    def open(self, path: str) -> None:
         """Open the files, creating them. Raises `StorageError`."""
         first = -1
         try:
-            first = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            second = os.open(f"{self._path}-turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            first = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            second = os.open(f"{path}-turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             if first >= 0:
                 os.close(first)
             raise StorageError(
-                f"cannot open the lock file {self._path}: {error.strerror}; check the directory, its owner and mode"
+                f"cannot open the lock file {path}: {error.strerror}; check the directory, its owner and mode"
             ) from error
         self._fds = first, second
 

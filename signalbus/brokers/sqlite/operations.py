@@ -140,7 +140,7 @@ class Declare(Operation[None]):
         self.subscription = subscription
 
     def apply(self, group: Group) -> None:
-        group.declare(self.subscription)
+        group.registry.declare(self.subscription)
 
 
 class Delete(Operation[None]):
@@ -153,7 +153,7 @@ class Delete(Operation[None]):
         self.name = name
 
     def apply(self, group: Group) -> None:
-        group.delete(self.name)
+        group.registry.delete(self.name)
 
 
 class Serve(Operation[None]):
@@ -166,7 +166,7 @@ class Serve(Operation[None]):
         self.claimant = claimant
 
     def apply(self, group: Group) -> None:
-        group.serve(self.claimant)
+        group.registry.serve(self.claimant)
 
 
 class Quit(Operation[None]):
@@ -180,7 +180,7 @@ class Quit(Operation[None]):
         self.claimant = claimant
 
     def apply(self, group: Group) -> None:
-        group.quit(self.claimant)
+        group.registry.quit(self.claimant)
 
 
 class GiveBack(Operation[None]):
@@ -211,7 +211,7 @@ class Bury(Operation[None]):
 
     def apply(self, group: Group) -> None:
         for session in self.dead:
-            group.bury(session)
+            group.registry.bury(session)
 
 
 class Look(Operation[T]):

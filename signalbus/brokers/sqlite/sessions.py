@@ -22,14 +22,15 @@ class SessionLock:
             directory.mkdir(mode=0o700, exist_ok=True)
             self.token, self._fd = self._take()
         except OSError as error:
-            raise StorageError(
-                f"cannot lock a session file in {directory}: {error.strerror}; check its owner and mode"
-            ) from error
+            raise _unusable(directory, error) from error
 
     def restore(self) -> None:
-        """Make the lock visible again, as somebody removed its file. Raises `OSError`."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(_path(self._directory, self.token), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Make the lock visible again, as somebody removed its file. Raises `StorageError`."""
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(_path(self._directory, self.token), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(self._directory, error) from error
         fcntl.flock(fd, fcntl.LOCK_EX)
         self.forget()
         self._fd = fd
@@ -86,6 +87,10 @@ def remove_leftovers(directory: Path, known: set[str]) -> None:
         if path.stem not in known and not is_alive(directory, path.stem):
             path.unlink(missing_ok=True)
             path.with_suffix(".sock").unlink(missing_ok=True)
+
+
+def _unusable(directory: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot lock a session file in {directory}: {error.strerror}; check its owner and mode")
 
 
 def _path(directory: Path, token: str) -> Path:

@@ -125,8 +125,8 @@ async def compete(path: Path, seconds: str) -> None:
 
 def lock(path: Path) -> None:
     """Hold the write lock until told."""
-    held = FairLock(f"{path}-lock")
-    held.open()
+    held = FairLock()
+    held.open(f"{path}-lock")
     with held:
         say("locked")
         sys.stdin.readline()
@@ -159,8 +159,8 @@ def read(path: Path) -> None:
 
 def count_locks(path: Path, rounds: str) -> None:
     """Take the write lock again and again; say "overlap" if somebody else has it at the same time."""
-    held = FairLock(f"{path}-lock")
-    held.open()
+    held = FairLock()
+    held.open(f"{path}-lock")
     probe = os.open(f"{path}-probe", os.O_RDWR | os.O_CREAT, 0o600)
     say("ready")
     sys.stdin.readline()

@@ -65,7 +65,7 @@ async def test_the_deadline_of_a_publish_holds_while_the_lock_is_held(place: Pla
     peer = place.peer("lock")
     assert await peer.line() == "locked"
     begun = time.monotonic()
-    with pytest.raises(BrokerUnavailable, match="another process has held"):
+    with pytest.raises(BrokerUnavailable, match="another process has held it"):
         await broker.publish([signal()], 0.3)
     assert time.monotonic() - begun < 1.3
     await eventually(lambda: broker.health().state is BrokerState.BLOCKED)

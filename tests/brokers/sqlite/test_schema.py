@@ -16,7 +16,7 @@ import pytest
 from signalbus.brokers.base import SubscriptionSpec
 from signalbus.brokers.sqlite import files, schema
 from signalbus.errors import ConfigError, StorageError
-from tests.brokers.sqlite.support import SECONDS, Place, signal
+from tests.brokers.sqlite.support import SECONDS, WORK, Place, signal
 
 
 def _digest(path: Path) -> str:
@@ -202,3 +202,12 @@ async def test_a_read_only_file_is_refused_with_what_to_do(place: Place) -> None
     await (await place.open()).aclose()
     with _immutable(place.path), pytest.raises(StorageError, match="check"):
         await place.open()
+
+
+async def test_a_symbolic_link_leads_to_the_one_database(place: Place) -> None:
+    """SQLite names its log after the file behind the link."""
+    link = place.directory / "link.db"
+    link.symlink_to(place.path)
+    await (await place.open(path=link)).declare(WORK, SECONDS)
+    assert [queue.name for queue in await (await place.open()).queues(SECONDS)] == [WORK.name]
+    assert place.path.is_file()

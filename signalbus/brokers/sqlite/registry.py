@@ -1,0 +1,187 @@
+"""Subscriptions, consumers and sessions: the part of a transaction that changes who gets what."""
+
+from __future__ import annotations
+
+from ...errors import ConfigError
+from ..base import SubscriptionSpec
+from . import store, topology
+from .changes import Changes
+from .claims import Claimant
+from .sessions import is_alive
+
+
+class Registry:
+    """See the module. Whatever raises `ConfigError` has changed nothing before."""
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+        self._connection = changes.connection
+        self._desk = changes.desk
+
+    # Subscriptions and consumers
+
+    def declare(self, wanted: SubscriptionSpec) -> None:
+        """Create a subscription, or give it other patterns."""
+        desk = self._desk
+        patterns = tuple(sorted(set(wanted.patterns)))
+        entry = desk.topology.by_name.get(wanted.name)
+        if entry is not None and entry.owner not in (None, desk.session) and not self._lives(entry.owner or 0):
+            entry = desk.topology.by_name.get(wanted.name)
+        if entry is None:
+            owner = None if wanted.durable else desk.session
+            store.insert_subscription(self._connection, wanted.name, patterns, owner)
+        else:
+            self._check_redeclaration(wanted, entry)
+            if entry.patterns == patterns:
+                return
+            if others := [o for o in desk.topology.others_serving(entry.id, desk.session) if self._lives(o)]:
+                raise ConfigError(
+                    f"subscription {wanted.name!r} is served by {len(others)} other session(s) with the patterns "
+                    f"{', '.join(entry.patterns)}; stop them first, or choose another name"
+                )
+            store.update_patterns(self._connection, entry.id, patterns)
+        if not wanted.durable:
+            self._changes.set(desk, "temporary", {**desk.temporary, wanted.name: patterns})
+        self._reload()
+
+    def delete(self, name: str) -> None:
+        """Delete a subscription."""
+        desk = self._desk
+        entry = desk.topology.by_name.get(name)
+        if entry is None:
+            return
+        store.delete_subscription(self._connection, entry.id)
+        kept = {other: patterns for other, patterns in desk.temporary.items() if other != name}
+        self._changes.set(desk, "temporary", kept)
+        desk.purging = True
+        self._reload()
+
+    def serve(self, claimant: Claimant) -> None:
+        """Count a consumer in."""
+        desk = self._desk
+        entry = desk.topology.by_name.get(claimant.name)
+        if entry is None:
+            raise ConfigError(f"subscription {claimant.name!r} does not exist; declare it first")
+        if entry.owner not in (None, desk.session):
+            raise ConfigError(f"subscription {claimant.name!r} is temporary and belongs to another session")
+        store.count_consumer(self._connection, entry.id, desk.session, 1)
+        self._changes.set(claimant, "subscription", entry.id)
+        self._changes.set(desk, "claimants", [*desk.claimants, claimant])
+        desk.promising.add(entry.id)
+        desk.note_due(self._connection, entry.id)
+        self._reload()
+
+    def quit(self, claimant: Claimant) -> None:
+        """Count a consumer out."""
+        desk = self._desk
+        if claimant not in desk.claimants:
+            return
+        if claimant.subscription:
+            store.count_consumer(self._connection, claimant.subscription, desk.session, -1)
+        self._changes.set(desk, "claimants", [other for other in desk.claimants if other is not claimant])
+        self._reload()
+
+    # Sessions
+
+    def enter(self) -> None:
+        """Register our session; again, if others took us for dead: all that we held is lost then."""
+        desk, info = self._desk, self._desk.info
+        if desk.session:
+            desk.counters["sessions_fenced"] += 1
+        started = info.started.isoformat()
+        row = (desk.token, desk.socket, info.id, info.name, info.host, info.pid, info.version, started)
+        self._changes.set(desk, "session", store.insert_session(self._connection, row))
+        for claimant in desk.claimants:
+            self._changes.set(claimant, "unsettled", {})
+            self._changes.set(claimant, "subscription", 0)
+        self._changes.set(desk, "unread", [])
+        for name, patterns in desk.temporary.items():
+            if name not in desk.topology.by_name:
+                store.insert_subscription(self._connection, name, patterns, desk.session)
+        self._reload()
+
+    def bury(self, session: int) -> None:
+        """End the session of a dead process."""
+        desk = self._desk
+        if session == desk.session or session not in desk.topology.tokens:
+            return
+        self._changes.buried.append((desk.topology.tokens[session], desk.topology.sockets[session]))
+        for subscription in store.end_session(self._connection, session, crashed=True):
+            self._changes.feed(subscription)
+        desk.purging = True
+        desk.counters["sessions_buried"] += 1
+        self._reload()
+
+    def leave(self) -> None:
+        """End our own session, in good order."""
+        for subscription in store.end_session(self._connection, self._desk.session, crashed=False):
+            self._changes.fed.add(subscription)
+        self._changes.set(self._desk, "claimants", [])
+        store.touch_topology(self._connection)
+
+    # What others changed
+
+    def refresh(self) -> None:
+        """Take over what other processes have changed since our last transaction."""
+        desk = self._desk
+        version = store.data_version(self._connection)
+        if version == desk.version:
+            return
+        desk.next_seq = store.last_seq(self._connection) + 1
+        counter = store.topology_counter(self._connection)
+        if counter != desk.topology.counter:
+            known = desk.topology.tokens
+            desk.topology = topology.load(self._connection, counter)
+            desk.purging = True
+            if desk.session and desk.session not in desk.topology.tokens:
+                self.enter()
+            self._bind()
+            # What a dead process left must not count as an audience; those known before are swept anyway.
+            for session in [session for session in desk.topology.tokens if session not in known]:
+                if session != desk.session:
+                    self._lives(session)
+        for subscription in desk.serving():
+            desk.promising.add(subscription)
+            desk.note_due(self._connection, subscription)
+        desk.version = version
+
+    def _reload(self) -> None:
+        """Take over a change of the topology that this transaction has made."""
+        store.touch_topology(self._connection)
+        self._desk.topology = topology.load(self._connection, store.topology_counter(self._connection))
+        self._bind()
+
+    def _bind(self) -> None:
+        """Let consumers follow their subscription if it was deleted and declared again."""
+        desk = self._desk
+        changed = False
+        for claimant in desk.claimants:
+            entry = desk.topology.by_name.get(claimant.name)
+            number = entry.id if entry is not None and entry.owner in (None, desk.session) else 0
+            if number == claimant.subscription:
+                continue
+            self._changes.set(claimant, "subscription", number)
+            self._changes.set(claimant, "unsettled", {})  # what it held went with the old one
+            if number:
+                store.count_consumer(self._connection, number, desk.session, 1)
+                desk.promising.add(number)
+                changed = True
+        if changed:
+            self._reload()
+
+    def _lives(self, session: int) -> bool:
+        """Tell whether a session's process lives, and bury it if not."""
+        token = self._desk.topology.tokens.get(session)
+        if token is not None and is_alive(self._desk.files.sessions, token):
+            return True
+        self.bury(session)
+        return False
+
+    def _check_redeclaration(self, wanted: SubscriptionSpec, entry: topology.Entry) -> None:
+        name = wanted.name
+        if entry.owner is None and not wanted.durable:
+            raise ConfigError(f"subscription {name!r} exists and is durable; delete it first, or choose another name")
+        if entry.owner is not None and wanted.durable:
+            raise ConfigError(f"subscription {name!r} exists and is temporary; choose another name")
+        if entry.owner not in (None, self._desk.session):
+            raise ConfigError(f"subscription {name!r} is temporary and belongs to another session; choose another name")

@@ -14,6 +14,9 @@ from signalbus.testing.rabbitmq import NodeProcess, PrivateNode, find_server
 from tests.brokers_available import LocalNode, RabbitMQ, local_node, rabbitmq_for_tests
 from tests.leaks import LeakCheck
 
+# Before anything imports them: helpers whose asserts should explain themselves.
+pytest.register_assert_rewrite("tests.brokers.contract", "tests.brokers.world", "tests.faults.history", "tests.support")
+
 NO_RABBITMQ = "no RabbitMQ: install rabbitmq-server, start Docker, or set SIGNALBUS_TEST_AMQP_URL"
 BROKERS = ("sqlite", "rabbitmq-quorum", "rabbitmq-classic")
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed")

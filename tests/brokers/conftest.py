@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 # Before they are imported, so that their assertions say what they compared.
-pytest.register_assert_rewrite("tests.brokers.contract", "tests.brokers.world", "tests.support")
-
-from tests.brokers.world import World  # noqa: E402
+from tests.brokers.world import World
 
 # Short waits, so that a fault is over soon; a heartbeat that a busy machine can keep.
 RABBITMQ_OPTIONS = "backoff_cap=0.5&silent_after=3"

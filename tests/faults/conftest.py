@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.faults.history", "tests.brokers.world", "tests.support")
-
-from signalbus.testing.rabbitmq import PrivateNode  # noqa: E402
-from tests.brokers.world import World  # noqa: E402
+from signalbus.testing.rabbitmq import PrivateNode
+from tests.brokers.world import World
 
 BROKERS = ["sqlite", "rabbitmq-quorum", "rabbitmq-classic"]
 

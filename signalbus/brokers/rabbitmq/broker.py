@@ -218,6 +218,11 @@ class RabbitBroker:
                 "no streams, so earlier patterns of a subscription are not known and stay bound: "
                 f"{self._registry.unavailable}"
             )
+        warnings += [
+            f"subscription {consumer.name!r} is not served: {consumer.problem}"
+            for consumer in self._subscriptions.consumers
+            if consumer.problem is not None and not consumer.served.is_set()
+        ]
         if self._keeper.failure is not None:
             warnings.append(f"a part failed and was started again: {self._keeper.failure}")
         counters = dict(self._counters)

@@ -52,11 +52,11 @@ class RabbitConsumer:
         self.refused: ConfigError | None = None  # while the broker refuses us
         self.incarnation: Incarnation | None = None
         self.served = asyncio.Event()  # the broker counts us
+        self.problem: str | None = None  # why it does not
         self._parts = parts
         self._counters = parts.counters
         self._intake = Intake(name, parts.copies, parts.releases)
         self._backoff = Backoff(FIRST_PAUSE, parts.backoff_cap)
-        self._problem: str | None = None
         self._changed = asyncio.Event()
         self._stopping = asyncio.Lock()
         self._task = parts.keeper.keep(f"consumer of {name}", self._run)
@@ -73,7 +73,7 @@ class RabbitConsumer:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError as error:
-            reason = self._problem or self._parts.link.trouble("no answer")
+            reason = self.problem or self._parts.link.trouble("no answer")
             raise BrokerUnavailable(f"subscription {self.name!r} is not served: {reason}") from error
 
     def recycle(self, reason: str) -> None:
@@ -202,14 +202,14 @@ class RabbitConsumer:
             try:
                 await self._incarnate()
             except (BrokerError, DriverFailure) as error:
-                self._problem = str(error)
+                self.problem = str(error)
             except ConfigError as error:
-                self._problem, self.refused = str(error), error
+                self.problem, self.refused = str(error), error
             if self.stopped.is_set():
                 return
             self._counters["consumers_lost"] += 1
             self._changed.set()
-            log.warning("%s is not served for now: %s", self.name, self._problem)
+            log.warning("%s is not served for now: %s", self.name, self.problem)
             await asyncio.sleep(self._backoff.next())
 
     async def _incarnate(self) -> None:
@@ -234,14 +234,14 @@ class RabbitConsumer:
             await parts.subscriptions.verify(declared, connection)
             if self.stopped.is_set():
                 return
-            self._problem = self.refused = None
+            self.problem = self.refused = None
             self._counters["consumers_started"] += 1
             self.served.set()
             self._changed.set()
             self._backoff.began(clock())
             await incarnation.ended.wait()
             self._backoff.ended(clock())
-            self._problem = incarnation.reason
+            self.problem = incarnation.reason
         finally:
             self.served.clear()
             incarnation.kill()

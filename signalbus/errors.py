@@ -4,6 +4,7 @@
 
     SignalBusError
     ├── ConfigError                 the operator fixes the configuration
+    │   └── NotPermitted            the broker refuses user, password or rights
     ├── InvalidSignal               the publisher fixes its call
     ├── DecodeError                 the data is poison: dead letter, never a retry
     ├── Unroutable                  no subscription matches
@@ -33,6 +34,10 @@ class SignalBusError(Exception):
 
 class ConfigError(SignalBusError):
     """Raised when a setting, pattern, handler or subscription cannot work as declared."""
+
+
+class NotPermitted(ConfigError):
+    """Raised when the broker refuses our user, its password, or what it may do."""
 
 
 class InvalidSignal(SignalBusError):

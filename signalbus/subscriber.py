@@ -188,7 +188,7 @@ class Subscriber:
         self._streams.add(stream)
         self.ready.set()
         try:
-            if self._stopping or not self._wanted.is_set():
+            if not self._taking:
                 await stream.consumer.stop()  # asked for while we connected
             while batch := await stream.consumer.receive():
                 self._take(stream, batch)
@@ -235,6 +235,10 @@ class Subscriber:
         self._streams.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def _taking(self) -> bool:
+        return self._wanted.is_set() and not self._stopping
+
     async def _stop_streams(self) -> None:
         for stream in list(self._streams):
             await stream.consumer.stop()
@@ -256,7 +260,7 @@ class Subscriber:
                     self._begin(self._settle(stream, incoming, verdict))
                     continue
             self._waiting.append((stream, incoming))
-        if self._stopping or not self._wanted.is_set():
+        if not self._taking:
             self._release_waiting()  # received between the wish to stop and the stop
         self._start_waiting()
 
@@ -274,9 +278,9 @@ class Subscriber:
         return None
 
     def _start_waiting(self) -> None:
-        """Start handlers up to the limit."""
+        """Start handlers up to the limit; none while what waits is about to be given back."""
         waiting, stats = self._waiting, self.stats
-        while waiting and stats.in_flight < self._options.concurrency:
+        while waiting and self._taking and stats.in_flight < self._options.concurrency:
             stream, incoming = waiting.popleft()
             key = (incoming.signal.id, incoming.signal.type)
             run = self._running.get(key)

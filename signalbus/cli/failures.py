@@ -40,6 +40,7 @@ class CommandError(Exception):
 ERRORS: dict[type[BaseException], tuple[Exit, str]] = {
     errors.SignalBusError: (Exit.FAILED, "signalbus doctor"),
     errors.ConfigError: (Exit.USAGE, "signalbus doctor"),
+    errors.NotPermitted: (Exit.NOT_PERMITTED, "signalbus doctor"),
     errors.InvalidSignal: (Exit.USAGE, "signalbus publish --help"),
     errors.DecodeError: (Exit.FAILED, "signalbus publish --help"),
     errors.Unroutable: (Exit.BAD_OUTCOME, "signalbus topology"),

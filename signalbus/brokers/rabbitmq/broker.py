@@ -14,7 +14,7 @@ from aiormq.abc import AbstractConnection
 
 from ...codec import EncodedSignal
 from ...config import RabbitUrl
-from ...errors import BrokerUnavailable, BusClosed, ConfigError
+from ...errors import BrokerUnavailable, BusClosed, ConfigError, NotPermitted
 from ...signals import utc_now
 from ..base import (
     BrokerHealth,
@@ -125,7 +125,7 @@ class RabbitBroker:
             self._changed.clear()
             for link in self._links:
                 if link.problem is not None and link.problem.refused:
-                    raise ConfigError(f"RabbitMQ refuses us at {link.problem}; check user, password and vhost")
+                    raise NotPermitted(f"RabbitMQ refuses us at {link.problem}; check user, password and vhost")
             if all(link.connection is not None for link in self._links):
                 break
             await self._changed.wait()

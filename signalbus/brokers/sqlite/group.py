@@ -23,8 +23,7 @@ from .registry import Registry
 _CLAIM_LIMIT = 1_000  # deliveries a subscription and transaction: bounds how long others wait for the lock
 _PURGE_LIMIT = 1_000
 _ROW_BYTES = 400  # what a changed row adds to the log, roughly: several share a page
-# Left to consumers of other processes that have less to do: for each delivery in our hands, and at most.
-_PATIENCE_SECONDS = (0.001, 0.01)
+_PATIENCE_SECONDS = 0.02  # left to less busy consumers of other processes by one whose hands are full
 
 
 class Group:
@@ -248,7 +247,6 @@ class Group:
         The busier wait longer, so the work finds the least busy without anybody asking who that is. Otherwise a
         process that publishes what it also consumes would fill its own hands first.
         """
-        each, most = _PATIENCE_SECONDS
-        wait = min(each * min(len(claimant.unsettled) for claimant in claimants), most)
+        load = min(len(claimant.unsettled) / claimant.prefetch for claimant in claimants)
         now = time.monotonic()
-        return now < self._desk.patience.setdefault(subscription, now + wait)
+        return now < self._desk.patience.setdefault(subscription, now + _PATIENCE_SECONDS * load)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ class Intake:
 
     def submit(self, operation: AnyOperation) -> None:
         """Queue an operation. Raises `StorageError` if the thread has died."""
+        operation.since = time.monotonic()
         with self._mutex:
             if self.fatal:
                 raise StorageError(self.fatal)
@@ -44,11 +46,14 @@ class Intake:
             self._ring()
 
     def expire(self, now: float, busy_timeout: float) -> list[AnyOperation]:
-        """Answer what has waited too long; return what was taken out of the queue, and so never happens."""
+        """Answer what has waited too long; return what was taken out of the queue, and so never happens.
+
+        Too long is until its deadline, or ``busy_timeout`` seconds for the write lock.
+        """
         with self._mutex:
             since = self.waiting_since
-            stuck = since is not None and now - since > busy_timeout
-            expired = [op for op in self._queue if not op.persistent and (stuck or op.deadline <= now)]
+            too_old = now - busy_timeout if since is not None and now - since > busy_timeout else -1.0
+            expired = [op for op in self._queue if not op.persistent and (op.deadline <= now or op.since <= too_old)]
             if expired:
                 gone = set(map(id, expired))
                 self._queue = deque(op for op in self._queue if id(op) not in gone)
@@ -87,6 +92,8 @@ class Intake:
         """Make the next `submit` ring; no if there is something to do already."""
         with self._mutex:
             self._asleep = not self.closing and not self._queue
+            if self._asleep:
+                self.waiting_since = None
             return self._asleep
 
     def wake_up(self) -> None:

@@ -22,16 +22,17 @@ T = TypeVar("T")
 class Operation(Generic[T]):
     """One request with its answer. The future belongs to the event loop, all else to the writer thread.
 
-    ``deadline`` is in seconds of `time.monotonic`. A persistent operation is never given up while the broker is
-    open: what it settles has happened already.
+    ``deadline`` and ``since`` are in seconds of `time.monotonic`. A persistent operation is never given up while the
+    broker is open: what it settles has happened already.
     """
 
-    __slots__ = ("deadline", "error", "future", "result", "size")
+    __slots__ = ("deadline", "error", "future", "result", "since", "size")
     persistent: ClassVar[bool] = False
 
     def __init__(self, future: asyncio.Future[T] | None, deadline: float) -> None:
         self.future = future
         self.deadline = deadline
+        self.since = 0.0  # when it was submitted
         self.size = 0
         self.result: T | None = None
         self.error: SignalBusError | None = None

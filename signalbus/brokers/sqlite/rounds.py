@@ -28,6 +28,7 @@ from .records import unpack, unpack_history
 Deliveries = list[tuple[Claimant, list[Incoming]]]
 
 _BACKOFF = (0.05, 2.0)  # seconds before something that failed is tried again: at first, at most
+_BUSY_SECONDS = 0.005
 
 
 class Rounds:
@@ -59,7 +60,8 @@ class Rounds:
         if not self.deferred and self._intake.only_looks():
             self._answer_looks(self._take())
             return
-        self._intake.waiting_since = time.monotonic()
+        if self._intake.waiting_since is None:
+            self._intake.waiting_since = time.monotonic()
         self._lock.acquire()
         try:
             changes, looks, hints = self._write()
@@ -68,7 +70,6 @@ class Rounds:
                 changes, hints = [], []
                 self._checkpoint()
         finally:
-            self._intake.waiting_since = None
             self._lock.release()
         self._finish(changes, hints)
         if looks:
@@ -133,6 +134,12 @@ class Rounds:
         try:
             self._database.begin()
         except (sqlite3.Error, Replaced) as error:
+            if isinstance(error, sqlite3.Error) and trouble_of(error) is Trouble.BUSY:
+                # SQLite has waited, but what is queued may have come only now: `Intake.expire` knows how long each
+                # has waited. The pause is for the rare locks that SQLite does not wait for.
+                time.sleep(_BUSY_SECONDS)
+                return [], [], []
+            self._intake.waiting_since = None
             operations = self._take()
             self._failed(operations, error, certain=True)
             return operations, [], []

@@ -106,7 +106,9 @@ class Registry:
         await call(channel.basic_qos(prefetch_count=PREFETCH), STEP_SECONDS)
         newest = _Reading(channel)
         await newest.start(self._topology.registry, "last")
-        if not await newest.wait(0, EMPTY_SECONDS):
+        found = await newest.wait(0, EMPTY_SECONDS)
+        await newest.stop()
+        if not found:
             return []
         reading = _Reading(channel)
         await reading.start(self._topology.registry, "first")
@@ -114,6 +116,7 @@ class Registry:
             raise DriverFailure("the registry of subscriptions could not be read to its end")
         while await reading.wait(reading.offset + 1, TAIL_SECONDS):
             pass
+        await reading.stop()
         return reading.messages
 
 
@@ -122,11 +125,17 @@ class _Reading:
         self.messages: list[DeliveredMessage] = []
         self.offset = -1
         self._channel = channel
+        self._tag = ""
         self._arrived = asyncio.Event()
         self._writer = FrameWriter(channel)
 
     async def start(self, stream: str, offset: str) -> None:
-        await call(self._channel.basic_consume(stream, self._take, arguments={"x-stream-offset": offset}), STEP_SECONDS)
+        consuming = self._channel.basic_consume(stream, self._take, arguments={"x-stream-offset": offset})
+        self._tag = (await call(consuming, STEP_SECONDS)).consumer_tag or ""
+
+    async def stop(self) -> None:
+        """Cancel. RabbitMQ 3.10 counts a stream's consumer for ever when only its channel is closed."""
+        await call(self._channel.basic_cancel(self._tag), STEP_SECONDS)
 
     async def wait(self, offset: int, timeout: float) -> bool:
         """Wait until the record at ``offset`` has arrived; False after ``timeout`` seconds without a record."""

@@ -99,7 +99,7 @@ def encode_data(data: object, content_type: str | None) -> tuple[bytes, str | No
     if data is None:
         return b"", content_type
     if isinstance(data, bytes | bytearray | memoryview):
-        return bytes(data), content_type or BYTES
+        return bytes(cast("bytes", data)), content_type or BYTES
     if content_type is not None and not is_json(content_type):
         if isinstance(data, str):
             return _utf8(data), content_type

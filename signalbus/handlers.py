@@ -77,7 +77,11 @@ class Handler:
         if self.is_async:
             await cast("Awaitable[object]", self.function(*arguments))
             return
-        call = functools.partial(contextvars.copy_context().run, _call, self.function, arguments)
+        context = contextvars.copy_context()
+
+        def call() -> object:
+            return context.run(_call, self.function, arguments)
+
         result = await asyncio.get_running_loop().run_in_executor(threads, call)
         if inspect.isawaitable(result):
             await result

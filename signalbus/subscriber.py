@@ -111,7 +111,7 @@ class _Run:
     """A handler run, with the copies of its delivery that came before it was settled."""
 
     incoming: Incoming
-    twins: list[tuple[_Stream, Incoming]] = field(default_factory=list)
+    twins: list[tuple[_Stream, Incoming]] = field(default_factory=list[tuple[_Stream, Incoming]])
 
     def covers(self, incoming: Incoming) -> bool:
         """Tell whether ``incoming`` is the same attempt, come again because its connection was lost.

@@ -168,7 +168,7 @@ class BrokerHealth:
 
     state: BrokerState
     reason: str = ""
-    counters: Mapping[str, int] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict[str, int])
     warnings: tuple[str, ...] = ()
 
 

@@ -57,19 +57,25 @@ async def call(awaitable: Awaitable[T], timeout: float) -> T:
     The driver raises `asyncio.CancelledError` into callers when it gives a connection up, though nobody cancelled
     them; only a real cancellation passes.
     """
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled = task.cancelling()
     try:
         async with asyncio.timeout(timeout):
-            return await awaitable
+            result = await awaitable
     except TimeoutError as error:
         raise DriverFailure(f"no answer within {timeout:.1f} s") from error
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if task.cancelling() > cancelled:
             raise
         raise DriverFailure("the connection was given up: no heartbeat, or closed meanwhile") from error
     except Exception as error:
         # aiormq rejects calls with whatever closed it, even with a bare Exception.
         raise failure_of(error) from error
+    if task.cancelling() > cancelled:
+        # `wait_for` of Python 3.11, which the driver uses, swallows a cancellation that comes with the result.
+        raise asyncio.CancelledError
+    return result
 
 
 def on_closed(resource: AbstractBase, callback: Callable[[DriverFailure], None]) -> None:

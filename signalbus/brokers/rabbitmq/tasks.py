@@ -58,7 +58,9 @@ class Keeper:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=END_SECONDS)
+            _, late = await asyncio.wait(tasks, timeout=END_SECONDS)
+            for task in late:
+                log.error("%s does not end", task.get_name())
 
 
 async def end(task: asyncio.Task[None]) -> None:

@@ -174,7 +174,7 @@ def dead_letter(incoming: Incoming, settlement: DeadLetter, subscription: str, a
     return headers
 
 
-def read_dead_letter(message: DeliveredMessage, position: int, queue_prefix: str) -> StoredDeadLetter:
+def read_dead_letter(message: DeliveredMessage, queue_prefix: str) -> StoredDeadLetter:
     """Read a dead letter: ours, or one that the broker made (delivery limit). Never raises."""
     incoming = read(message, counted=False).incoming
     headers: Mapping[str, object] = message.header.properties.headers or {}
@@ -186,7 +186,7 @@ def read_dead_letter(message: DeliveredMessage, position: int, queue_prefix: str
         reason, detail = DeadReason.BROKER, _broker_detail(headers)
         subscription = str(message.routing_key or "").removeprefix(queue_prefix)
     return StoredDeadLetter(
-        position=position,
+        position=0,  # known once they are in order
         subscription=subscription if isinstance(subscription, str) else "",
         signal=incoming.signal,
         reason=reason,

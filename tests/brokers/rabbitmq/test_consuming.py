@@ -73,16 +73,16 @@ async def test_a_dead_letter_is_stored_with_its_story(brokers: Brokers, queue_ty
         assert abs((datetime.now(UTC) - letter.at).total_seconds()) < 60
 
 
-async def test_dead_letters_come_oldest_first_up_to_the_limit(brokers: Brokers) -> None:
-    broker = await brokers.open()
-    consumer = await brokers.serve(broker)
-    await publish(broker, *[signal(number) for number in range(50)])
-    for incoming in await receive(consumer, 50):
+async def test_dead_letters_come_oldest_first_up_to_the_limit(brokers: Brokers, queue_type: str) -> None:
+    broker = await brokers.open(options=f"{FAST}&queue_type={queue_type}")
+    consumer = await brokers.serve(broker, prefetch=200)
+    await publish(broker, *[signal(number) for number in range(200)])
+    for incoming in await receive(consumer, 200):
         assert await consumer.settle(incoming, DEAD)
-    for _ in range(3):
-        letters = await broker.dead_letters(20, TIMEOUT)
-        assert [int(letter.signal.body) for letter in letters] == list(range(20))
-    assert len(await broker.dead_letters(1000, TIMEOUT)) == 50
+    for limit in (20, 150, 60, 1, 200, 1000, 20):
+        letters = await broker.dead_letters(limit, TIMEOUT)
+        assert [int(letter.signal.body) for letter in letters] == list(range(min(limit, 200)))
+        assert [letter.position for letter in letters] == list(range(min(limit, 200)))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 1.0, 1.5, pytest.param(5.3, marks=pytest.mark.slow)])

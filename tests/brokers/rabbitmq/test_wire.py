@@ -191,9 +191,8 @@ def test_a_dead_letter_comes_back_with_its_reason() -> None:
     incoming = Incoming(signal=_signal(), attempt=5, crashes=1)
     settlement = DeadLetter(DeadReason.ATTEMPTS, "5 attempts", (_failure(5, 3),))
     headers = wire.dead_letter(incoming, settlement, "billing", NOW)
-    stored = wire.read_dead_letter(_message(wire.properties(incoming.signal, "m", NOW, headers)), 4, "signalbus.q.")
-    assert (stored.position, stored.subscription, stored.reason, stored.detail) == (
-        4,
+    stored = wire.read_dead_letter(_message(wire.properties(incoming.signal, "m", NOW, headers)), "signalbus.q.")
+    assert (stored.subscription, stored.reason, stored.detail) == (
         "billing",
         DeadReason.ATTEMPTS,
         "5 attempts",
@@ -204,7 +203,7 @@ def test_a_dead_letter_comes_back_with_its_reason() -> None:
 def test_a_dead_letter_of_the_broker_says_so() -> None:
     death = {"reason": "delivery_limit", "queue": "signalbus.q.billing", "time": NOW, "count": 1}
     properties = _properties({"cloudEvents_id": "1", "x-death": [death]})
-    stored = wire.read_dead_letter(_message(properties, key="signalbus.q.billing"), 0, "signalbus.q.")
+    stored = wire.read_dead_letter(_message(properties, key="signalbus.q.billing"), "signalbus.q.")
     assert stored.reason is DeadReason.BROKER
     assert stored.subscription == "billing"
     assert "delivery_limit" in stored.detail

@@ -10,6 +10,7 @@ from . import store
 from .claims import Batch, Claimant
 from .clock import Clock
 from .files import Files
+from .sessions import SessionLock
 from .topology import Topology
 
 
@@ -20,7 +21,7 @@ class Desk:
     files: Files
     clock: Clock
     info: SessionInfo
-    token: str = ""
+    lock: SessionLock | None = None
     socket: str = ""
     session: int = 0
     # Temporary subscriptions of ours, to be restored if others took us for dead.

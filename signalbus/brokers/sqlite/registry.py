@@ -88,8 +88,10 @@ class Registry:
         desk, info = self._desk, self._desk.info
         if desk.session:
             desk.counters["sessions_fenced"] += 1
+        assert desk.lock is not None
+        desk.lock.restore()
         started = info.started.isoformat()
-        row = (desk.token, desk.socket, info.id, info.name, info.host, info.pid, info.version, started)
+        row = (desk.lock.token, desk.socket, info.id, info.name, info.host, info.pid, info.version, started)
         self._changes.set(desk, "session", store.insert_session(self._connection, row))
         for claimant in desk.claimants:
             self._changes.set(claimant, "unsettled", {})
@@ -101,11 +103,12 @@ class Registry:
         self._reload()
 
     def bury(self, session: int) -> None:
-        """End the session of a dead process."""
+        """End the session of a process if it is dead; asked under the write lock, as the word of a sweep may be old."""
         desk = self._desk
-        if session == desk.session or session not in desk.topology.tokens:
+        token = desk.topology.tokens.get(session)
+        if token is None or session == desk.session or is_alive(desk.files.sessions, token):
             return
-        self._changes.buried.append((desk.topology.tokens[session], desk.topology.sockets[session]))
+        self._changes.buried.append((token, desk.topology.sockets[session]))
         for subscription in store.end_session(self._connection, session, crashed=True):
             self._changes.feed(subscription)
         desk.purging = True
@@ -171,11 +174,8 @@ class Registry:
 
     def _lives(self, session: int) -> bool:
         """Tell whether a session's process lives, and bury it if not."""
-        token = self._desk.topology.tokens.get(session)
-        if token is not None and is_alive(self._desk.files.sessions, token):
-            return True
         self.bury(session)
-        return False
+        return session in self._desk.topology.tokens
 
     def _check_redeclaration(self, wanted: SubscriptionSpec, entry: topology.Entry) -> None:
         name = wanted.name

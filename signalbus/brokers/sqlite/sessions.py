@@ -25,7 +25,9 @@ class SessionLock:
             raise _unusable(directory, error) from error
 
     def restore(self) -> None:
-        """Make the lock visible again, as somebody removed its file. Raises `StorageError`."""
+        """Make the lock visible again if somebody removed its file. Raises `StorageError`."""
+        if is_alive(self._directory, self.token):
+            return
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(_path(self._directory, self.token), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -53,7 +53,6 @@ class Writer(threading.Thread):
         self._network_filesystem = network_filesystem
         self._lock = FairLock()
         self._wake = Wake()
-        self._session_lock: SessionLock | None = None
         self.intake = Intake(desk.files.path, self._wake.ring)
         self._rounds = Rounds(desk, database, self._lock, self.intake, post=self._post, hint=self._wake.hint)
         self._looked_at = -1  # data version
@@ -79,8 +78,8 @@ class Writer(threading.Thread):
         self._database.leak()
         self._lock.close()
         self._wake.forget()
-        if self._session_lock is not None:
-            self._session_lock.forget()
+        if self._desk.lock is not None:
+            self._desk.lock.forget()
 
     # The thread
 
@@ -119,9 +118,8 @@ class Writer(threading.Thread):
 
     def _enter(self) -> None:
         desk, connection = self._desk, self._database.connection
-        self._session_lock = SessionLock(desk.files.sessions)
-        desk.token = self._session_lock.token
-        desk.socket = self._wake.listen(desk.files.sessions, desk.token)
+        desk.lock = SessionLock(desk.files.sessions)
+        desk.socket = self._wake.listen(desk.files.sessions, desk.lock.token)
         self._database.begin()
         clock = desk.clock
         store.rebase_delayed(connection, clock.boot_id(), clock.boottime(), clock.wall())
@@ -129,12 +127,11 @@ class Writer(threading.Thread):
         group = Group(connection, desk)
         group.run(())
         group.registry.enter()
-        for session, token, _ in others:
-            if not is_alive(desk.files.sessions, token):
-                group.registry.bury(session)
+        for session, _, _ in others:
+            group.registry.bury(session)
         self._database.commit(group.changes.written)
         hints = group.changes.committed()
-        remove_leftovers(desk.files.sessions, {desk.token, *(token for _, token, _ in others)})
+        remove_leftovers(desk.files.sessions, {desk.lock.token, *(token for _, token, _ in others)})
         self._wake.hint(hints)
 
     def _serve(self) -> None:
@@ -179,7 +176,7 @@ class Writer(threading.Thread):
             waits.extend(until - now for until in desk.patience.values())
             if (due := desk.seconds_to_due()) is not None:
                 waits.append(due)
-        if len(desk.topology.tokens) > 1:
+        if desk.claimants or len(desk.topology.tokens) > 1:
             waits.append(self._next_sweep - now)
         return max(0.0, min(waits))
 
@@ -195,7 +192,7 @@ class Writer(threading.Thread):
                 for subscription in desk.serving():
                     desk.promising.add(subscription)
                     desk.note_due(connection, subscription)
-        if now >= self._next_sweep and len(desk.topology.tokens) > 1:
+        if now >= self._next_sweep and (desk.claimants or len(desk.topology.tokens) > 1):
             self._next_sweep = now + _SWEEP_SECONDS
             self._sweep()
         if desk.short_of_space:
@@ -203,13 +200,10 @@ class Writer(threading.Thread):
 
     def _sweep(self) -> None:
         desk = self._desk
+        assert desk.lock is not None
+        desk.lock.restore()  # before anybody takes us for dead
         tokens = desk.topology.tokens.items()
         dead = [session for session, token in tokens if not is_alive(desk.files.sessions, token)]
-        if desk.session in dead:
-            # Somebody removed our lock file: nobody can see that we live.
-            dead.remove(desk.session)
-            if self._session_lock is not None:
-                self._session_lock.restore()
         if dead:
             self.intake.push(Bury(dead))
 
@@ -256,8 +250,8 @@ class Writer(threading.Thread):
         if self._database.usable:
             with self._lock:
                 self._database.close()  # the last one to close makes a checkpoint
-        if self._session_lock is not None:
-            self._session_lock.close()
+        if self._desk.lock is not None:
+            self._desk.lock.close()
         self._wake.close()
         self._lock.close()
         self._call(_succeed, self.ended)

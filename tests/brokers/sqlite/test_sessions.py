@@ -126,7 +126,8 @@ async def test_a_session_taken_for_dead_settles_nothing_and_serves_on(place: Pla
     other = await place.open()
     desk = other._desk
     assert desk is not None
-    (token,) = [path.stem for path in place.sessions.glob("*.lock") if path.stem != desk.token]
+    assert desk.lock is not None
+    (token,) = [path.stem for path in place.sessions.glob("*.lock") if path.stem != desk.lock.token]
     (place.sessions / f"{token}.lock").unlink()
     await other.declare(WORK, SECONDS)
     third = await place.open()  # opening looks after the dead

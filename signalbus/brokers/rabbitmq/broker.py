@@ -55,7 +55,7 @@ class RabbitBroker:
         self._changed = asyncio.Event()
         self._control = Control(self._topology, self._counters)
         self._registry = Registry(self._topology)
-        self._control_link = self._link("control", self._control.prepare)
+        self._control_link = self._link("control", self._prepare_control)
         self._control.attach(self._control_link)
         self._publish_link = self._link("publish", self._prepare_publishing)
         self._consume_link = self._link("consume", self._prepare_consuming)
@@ -257,6 +257,11 @@ class RabbitBroker:
 
     def _link(self, role: str, prepare: Prepare) -> Link:
         return Link(self._url, role, self._counters, self._changed.set, prepare)
+
+    async def _prepare_control(self, connection: AbstractConnection) -> None:
+        await self._control.prepare(connection)
+        if self._control.refused is None:
+            await self._registry.prepare(connection)
 
     async def _prepare_publishing(self, connection: AbstractConnection) -> None:
         await self._signals.prepare(connection)

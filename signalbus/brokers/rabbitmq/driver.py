@@ -23,6 +23,8 @@ NOT_FOUND = 404
 LOCKED = 405
 PRECONDITION_FAILED = 406
 NOT_ALLOWED = 530
+NOT_IMPLEMENTED = 540
+INTERNAL_ERROR = 541
 
 #: Refusals that trying again does not change: rights, conflicting arguments, somebody else's exclusive queue.
 REFUSALS = (ACCESS_REFUSED, LOCKED, PRECONDITION_FAILED, NOT_ALLOWED)
@@ -39,6 +41,8 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (driver_errors.ProbableAuthenticationError, ACCESS_REFUSED),
     (driver_errors.AuthenticationError, ACCESS_REFUSED),
     (driver_errors.ConnectionNotAllowed, NOT_ALLOWED),
+    (driver_errors.ConnectionNotImplemented, NOT_IMPLEMENTED),
+    (driver_errors.ConnectionInternalError, INTERNAL_ERROR),
 )
 
 

@@ -18,7 +18,7 @@ from pamqp import commands
 from pamqp.common import FieldTable
 
 from .control import opened
-from .driver import NOT_FOUND, DriverFailure, FrameWriter, call
+from .driver import INTERNAL_ERROR, NOT_FOUND, NOT_IMPLEMENTED, DriverFailure, FrameWriter, call
 from .topology import Topology
 from .wire import ack
 
@@ -44,10 +44,21 @@ class Registry:
 
     def __init__(self, topology: Topology) -> None:
         self.unavailable: str | None = None
+        self._disabled = False
         self._topology = topology
+
+    async def prepare(self, connection: AbstractConnection) -> None:
+        """Make the stream, well before anybody reads it.
+
+        RabbitMQ closes the whole connection (506) when a stream is read that is only just being made.
+        """
+        async with opened(connection) as channel:
+            await self._declare(channel)
 
     async def read(self, connection: AbstractConnection) -> Mapping[str, Registered]:
         """Return the durable subscriptions by name; nothing when there is no stream. Raises `DriverFailure`."""
+        if self._disabled:
+            return {}
         try:
             async with opened(connection) as channel:
                 return _fold([_record(message) for message in await self._messages(channel)])
@@ -62,6 +73,8 @@ class Registry:
         self, connection: AbstractConnection, name: str, patterns: tuple[str, ...] | None, session: str
     ) -> None:
         """Append a record; no patterns mean deleted. Raises `DriverFailure`."""
+        if self._disabled:
+            return
         record = {"name": name, "patterns": patterns, "session": session}
         channel = await call(connection.channel(), STEP_SECONDS)
         try:
@@ -83,6 +96,8 @@ class Registry:
                 await call(channel.close(), STEP_SECONDS)
 
     async def _declare(self, channel: AbstractChannel) -> None:
+        if self._disabled:
+            return
         stream = self._topology.registry_stream()
         try:
             await call(
@@ -93,6 +108,8 @@ class Registry:
             if failure.code is None:
                 raise
             self._missing(failure)
+            # Costs the connection each time, so never again: an operator enables streams, and restarts us.
+            self._disabled = failure.code in (NOT_IMPLEMENTED, INTERNAL_ERROR)
         else:
             self.unavailable = None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from aiormq.abc import AbstractConnection
 
@@ -15,7 +15,7 @@ from ...errors import BrokerUnavailable, ConfigError
 from ..base import QueueInfo, SubscriptionSpec
 from .connection import Link
 from .control import Control, Counts, apply, counts, opened, unbind
-from .driver import DriverFailure, call
+from .driver import NOT_FOUND, REFUSALS, DriverFailure, call
 from .registry import Registered, Registry
 from .topology import Binding
 
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 STEP_SECONDS = 10.0
 VERIFY_SECONDS = 3.0
 VERIFY_PAUSE = 0.05
+RETRY_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,67 +70,75 @@ class Subscriptions:
 
     async def declare(self, spec: SubscriptionSpec, timeout: float) -> None:
         """Make a subscription exist with these patterns. Raises as `Broker.declare` says."""
-        try:
-            async with asyncio.timeout(timeout):
-                if spec.durable:
-                    await self._declare_durable(spec, timeout)
-                else:
-                    connection = await self._link.wait_up(asyncio.get_running_loop().time() + timeout)
-                    await self._declare_temporary(spec, connection)
-        except DriverFailure as failure:
-            raise self._control.error(failure) from failure
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                self._control.link.trouble(f"subscription {spec.name!r} not declared within {timeout:.1f} s")
-            ) from error
+
+        async def work(deadline: float) -> None:
+            if spec.durable:
+                await self._declare_durable(spec, await self._control.link.wait_up(deadline))
+            else:
+                await self._declare_temporary(spec, await self._link.wait_up(deadline))
+
+        await self._until_done(work, timeout, f"subscription {spec.name!r} not declared")
 
     async def delete(self, name: str, timeout: float) -> None:
         """Delete a subscription with everything in its queue."""
-        try:
-            async with asyncio.timeout(timeout):
-                temporary = self._temporary.pop(name, None)
-                self._durable.pop(name, None)
-                for consumer in list(self.consumers):
-                    if consumer.name == name:
-                        consumer.vanish()
-                if temporary is not None:
-                    if temporary.connection is self._link.connection:
-                        async with opened(temporary.connection) as channel:
-                            await call(channel.queue_delete(temporary.queue), STEP_SECONDS)
-                    return
-                connection = await self._control.link.wait_up(asyncio.get_running_loop().time() + timeout)
-                async with opened(connection) as channel:
-                    # Deleting a queue that is not there succeeds, since RabbitMQ 3.
-                    await call(channel.queue_delete(self._topology.queue(name)), STEP_SECONDS)
-                if name in await self._registry.read(connection):
-                    await self._registry.write(connection, name, None, self.session)
-        except DriverFailure as failure:
-            raise self._control.error(failure) from failure
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                self._control.link.trouble(f"subscription {name!r} not deleted within {timeout:.1f} s")
-            ) from error
+        temporary = self._temporary.pop(name, None)
+        self._durable.pop(name, None)
+        for consumer in list(self.consumers):
+            if consumer.name == name:
+                consumer.vanish()
+
+        async def work(deadline: float) -> None:
+            if temporary is not None:
+                if temporary.connection is self._link.connection:
+                    async with opened(temporary.connection) as channel:
+                        await call(channel.queue_delete(temporary.queue), STEP_SECONDS)
+                return
+            connection = await self._control.link.wait_up(deadline)
+            async with opened(connection) as channel:
+                # Deleting a queue that is not there succeeds, since RabbitMQ 3.
+                await call(channel.queue_delete(self._topology.queue(name)), STEP_SECONDS)
+            if name in await self._registry.read(connection):
+                await self._registry.write(connection, name, None, self.session)
+
+        await self._until_done(work, timeout, f"subscription {name!r} not deleted")
 
     async def queues(self, timeout: float) -> Sequence[QueueInfo]:
         """Return what the queues of all durable subscriptions and of our temporary ones hold, by name."""
-        found: list[QueueInfo] = []
+
+        async def work(deadline: float) -> Sequence[QueueInfo]:
+            found: list[QueueInfo] = []
+            connection = await self._control.link.wait_up(deadline)
+            registered: Mapping[str, tuple[str, ...]] = {
+                **{name: spec.patterns for name, spec in self._durable.items()},
+                **{name: entry.patterns for name, entry in (await self._registry.read(connection)).items()},
+            }
+            for name, patterns in registered.items():
+                queue = self._topology.queue(name)
+                await self._add(found, connection, queue, SubscriptionSpec(name=name, patterns=patterns))
+            for temporary in list(self._temporary.values()):
+                await self._add(found, temporary.connection, temporary.queue, temporary.spec)
+            return sorted(found, key=lambda info: info.name)
+
+        return await self._until_done(work, timeout, "queues not listed")
+
+    async def _until_done(self, work: Callable[[float], Awaitable[T]], timeout: float, otherwise: str) -> T:
+        """Repeat what a lost connection interrupted, until the deadline. What is refused is refused."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        reason = f"{otherwise} within {timeout:.1f} s"
         try:
-            async with asyncio.timeout(timeout):
-                connection = await self._control.link.wait_up(asyncio.get_running_loop().time() + timeout)
-                registered: Mapping[str, tuple[str, ...]] = {
-                    **{name: spec.patterns for name, spec in self._durable.items()},
-                    **{name: entry.patterns for name, entry in (await self._registry.read(connection)).items()},
-                }
-                for name, patterns in registered.items():
-                    queue = self._topology.queue(name)
-                    await self._add(found, connection, queue, SubscriptionSpec(name=name, patterns=patterns))
-                for temporary in list(self._temporary.values()):
-                    await self._add(found, temporary.connection, temporary.queue, temporary.spec)
-        except DriverFailure as failure:
-            raise self._control.error(failure) from failure
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    try:
+                        return await work(deadline)
+                    except DriverFailure as failure:
+                        if failure.code in REFUSALS:
+                            raise self._control.error(failure) from failure
+                        reason = f"{otherwise}: {failure.reason}"
+                        if failure.code == NOT_FOUND:
+                            await self._control.repair(timeout)
+                    await asyncio.sleep(RETRY_PAUSE)
         except TimeoutError as error:
-            raise BrokerUnavailable(self._control.link.trouble(f"queues not listed within {timeout:.1f} s")) from error
-        return sorted(found, key=lambda info: info.name)
+            raise BrokerUnavailable(self._control.link.trouble(reason)) from error
 
     # Asked by consumers
 
@@ -198,9 +209,8 @@ class Subscriptions:
 
     # Steps
 
-    async def _declare_durable(self, spec: SubscriptionSpec, timeout: float) -> None:
+    async def _declare_durable(self, spec: SubscriptionSpec, connection: AbstractConnection) -> None:
         declared = self._declared_durable(spec.name)
-        connection = await self._control.link.wait_up(asyncio.get_running_loop().time() + timeout)
         earlier = (await self._registry.read(connection)).get(spec.name)
         async with opened(connection) as channel:
             await apply(channel, [self._topology.subscription(spec.name)])

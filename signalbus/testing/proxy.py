@@ -7,6 +7,7 @@ at each control. Waiting is on events; each direction of a connection buffers at
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -304,8 +305,9 @@ class FaultProxy:
             await self._until(lambda: not self._flows[name].blocked)
             await self._pause(name, due)
             if not data:
-                if not writer.is_closing():
-                    writer.write_eof()
+                with contextlib.suppress(OSError):  # reset before its end could be passed on
+                    if not writer.is_closing():
+                        writer.write_eof()
                 return
             for piece in self._pieces(name, data):
                 await self._line(name, len(piece))

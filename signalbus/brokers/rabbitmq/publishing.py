@@ -37,6 +37,7 @@ from .driver import (
 
 WINDOW = 2_000  # messages without an answer, at most
 WINDOW_BYTES = 32 * 1024 * 1024
+STUCK_SECONDS = 60.0  # a full window without an answer: a queue without a leader must not block the others
 POLL_SECONDS = 0.05
 OPEN_SECONDS = 10.0
 
@@ -81,6 +82,7 @@ class Sender:
         self.room.set()
         self._writer = FrameWriter(channel)
         self._loop = asyncio.get_running_loop()
+        self.answered = self._loop.time()  # when the newest answer came
         self._in_flight = 0
         self._bytes = 0
         self._confirmations = cast("dict[int, Confirmation]", channel.confirmations)  # pyright: ignore[reportUnknownMemberType]
@@ -114,6 +116,7 @@ class Sender:
         def answered(confirmation: Confirmation) -> None:
             channel.message_id_delivery_tag.pop(message_id, None)
             confirmation.exception()  # an answer after the deadline interests nobody
+            self.answered = self._loop.time()
             self._in_flight -= 1
             self._bytes -= len(body)
             if self._in_flight < WINDOW and self._bytes < WINDOW_BYTES:
@@ -168,6 +171,8 @@ class Publisher:
                 break
             sent.append(self._send(sender, envelope))
         if not sent and sender.dead is None:
+            if loop.time() - sender.answered >= STUCK_SECONDS:
+                self._link.suspect(sender.channel.connection, DriverFailure("confirms do not come any more"))
             raise Backpressure(f"{self._link.server} answers too slowly: {WINDOW} messages are unconfirmed")
         await _wait_all([item for item in sent if not isinstance(item, PublishOutcome) and not item.done()], deadline)
         late = f"no confirm within {timeout:.1f} s"

@@ -30,6 +30,7 @@ STEP_SECONDS = 10.0
 VERIFY_SECONDS = 3.0
 VERIFY_PAUSE = 0.05
 RETRY_PAUSE = 0.1
+FRESH_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,7 @@ class Subscriptions:
         self._registry = registry
         self._link = link
         self._durable: dict[str, SubscriptionSpec] = {}
+        self._declared_at: dict[str, float] = {}  # until the first consumer: no need to declare it again at once
         self._temporary: dict[str, _Temporary] = {}
 
     # Asked by the bus
@@ -74,6 +76,7 @@ class Subscriptions:
         async def work(deadline: float) -> None:
             if spec.durable:
                 await self._declare_durable(spec, await self._control.link.wait_up(deadline))
+                self._declared_at[spec.name] = asyncio.get_running_loop().time()
             else:
                 await self._declare_temporary(spec, await self._link.wait_up(deadline))
 
@@ -83,6 +86,7 @@ class Subscriptions:
         """Delete a subscription with everything in its queue."""
         temporary = self._temporary.pop(name, None)
         self._durable.pop(name, None)
+        self._declared_at.pop(name, None)
         for consumer in list(self.consumers):
             if consumer.name == name:
                 consumer.vanish()
@@ -150,16 +154,15 @@ class Subscriptions:
         if (temporary := self._temporary.get(name)) is not None:
             await self._declare_temporary(temporary.spec, connection)
             return self._declared_temporary(name)
-        spec = self._durable.get(name) or await self._registered(name)
-        declared = self._declared_durable(name)
-        await self._control.run(
-            (
-                self._topology.subscription(name),
-                *self._topology.bindings(declared.queue, spec.patterns, return_key=declared.return_key),
-            ),
-            STEP_SECONDS,
-        )
-        return declared
+        clock = asyncio.get_running_loop().time
+        if clock() - self._declared_at.pop(name, 0.0) > FRESH_SECONDS:
+            # While nobody served it, others may have declared it anew, or deleted it.
+            spec = self._durable.get(name) or await self._registered(name)
+            try:
+                await self._declare_durable(spec, await self._control.link.wait_up(clock() + STEP_SECONDS))
+            except DriverFailure as failure:
+                raise self._control.error(failure) from failure
+        return self._declared_durable(name)
 
     async def verify(self, declared: Declared, connection: AbstractConnection) -> None:
         """Wait until the broker counts a consumer on the queue. Raises `DriverFailure` if it does not."""
@@ -183,7 +186,13 @@ class Subscriptions:
     async def prepare(self, connection: AbstractConnection) -> None:
         """Make the temporary subscriptions again on a new consuming connection."""
         for temporary in list(self._temporary.values()):
-            await self._declare_temporary(temporary.spec, connection)
+            try:
+                await self._declare_temporary(temporary.spec, connection)
+            except DriverFailure as failure:
+                if failure.code not in REFUSALS:
+                    raise
+                # One that is refused must not keep the others from being served; its consumer will report it.
+                log.warning("temporary subscription %r is refused: %s", temporary.spec.name, failure.reason)
 
     async def restore(self, timeout: float) -> None:
         """Make the base topology and the bindings of all durable subscriptions again: an exchange was missing."""

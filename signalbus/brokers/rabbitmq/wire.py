@@ -40,6 +40,7 @@ DETAIL_CHARACTERS = 2_000
 HEADERS_BYTES = 96 * 1024
 KEY_BYTES = 128  # pamqp cuts longer names with no more than a log line
 SHORT_BYTES = 255
+SMALL_CHARACTERS, SMALL_COUNT = 256, 64  # what is kept of a stranger's attributes that are too large
 _INT64 = range(-(2**63), 2**63)
 _COUNT_LIMIT = 1_000_000  # a forged counter must not overflow anything
 
@@ -99,7 +100,7 @@ def properties(
         delivery_mode=2,
         message_id=message_id,
         timestamp=now,
-        message_type=signal.type,
+        message_type=_short(signal.type),
     )
 
 
@@ -113,12 +114,19 @@ def read(message: DeliveredMessage, *, counted: bool) -> Message:
     # Outside the prefix there may be anything: nested tables, bytes, floats. It is none of our business.
     attributes: Headers = {}
     reason = tolerant.malformed(message.header)
+    size = 0
     for key, value in headers.items():
         if key.startswith(PREFIXES):
             if type(value) is str or type(value) is int or type(value) is bool:
                 attributes[key] = value
+                size += len(key) + (len(value) if type(value) is str else 8)
             else:
                 reason = reason or f"attribute {key[:80]!a} is {type(value).__name__}, not str, int or bool"
+    if size * 4 > HEADERS_BYTES and _headers_bytes(attributes) > HEADERS_BYTES:
+        # A copy with our bookkeeping would not fit into a frame, so it could never be put aside.
+        reason = reason or f"its attributes have more than {HEADERS_BYTES} bytes"
+        attributes = {key: value for key, value in attributes.items() if len(str(value)) <= SMALL_CHARACTERS}
+        attributes = dict(list(attributes.items())[:SMALL_COUNT])
     message_id = found.message_id
     content_type = found.content_type
     incoming = Incoming(
@@ -241,6 +249,13 @@ def _failure(record: Mapping[str, object]) -> Failure:
         session=str(record["session"]),
         traceback=str(record.get("traceback", "")),
     )
+
+
+def _short(text: str) -> str:
+    """Return the part of a text that fits into a short string. Ours always fit; a stranger's routing key may not."""
+    if len(text) * 4 <= SHORT_BYTES:
+        return text
+    return text.encode("utf-8", "replace")[:SHORT_BYTES].decode("utf-8", "ignore")
 
 
 def _text(attributes: Headers, name: str) -> str | None:

@@ -65,6 +65,11 @@ POISON: dict[str, tuple[int, bytes]] = {
     "attribute is a table": (HEADERS, table((b"cloudEvents_id", b"F" + table()))),
     "attribute is bytes": (HEADERS, table((b"cloudEvents_id", b"x" + struct.pack(">I", 1) + b"\xff"))),
     "attribute is not UTF-8": (HEADERS, table((b"cloudEvents_id", b"S" + struct.pack(">I", 1) + b"\xff"))),
+    "attributes of 120 kB": (
+        HEADERS,
+        table(*[(b"cloudEvents_a%d" % n, b"S" + struct.pack(">I", 12_000) + b"x" * 12_000) for n in range(10)]),
+    ),
+    "2000 attributes": (HEADERS, table(*[(b"cloudEvents_" + b"k" * 80 + b"%d" % n, b"V") for n in range(1300)])),
     "attribute is a float": (HEADERS, table((b"cloudEvents_id", b"d" + struct.pack(">d", 1.5)))),
 }
 
@@ -136,6 +141,19 @@ async def test_row_57_a_routing_key_that_is_not_text_is_delivered(brokers: Broke
     assert odd.signal.body == b"odd"
     assert number_of(healthy) == 1
     assert broker.health().counters["reconnects"] == 0
+
+
+async def test_a_malformed_message_with_the_longest_routing_key_becomes_a_dead_letter(
+    brokers: Brokers, raw: AbstractChannel
+) -> None:
+    broker = await brokers.open()
+    consumer = await brokers.serve(broker, "all", "#")
+    flags, properties = POISON["timestamp of 2^63"]
+    await write(raw, flags, properties, b"poison", key=b"\xff" * 255)
+    (poison,) = await receive(consumer, timeout=5)
+    assert await consumer.settle(poison, DeadLetter(DeadReason.UNDECODABLE, poison.malformed or "", ()))
+    (letter,) = await broker.dead_letters(10, TIMEOUT)
+    assert letter.signal.body == b"poison"
 
 
 async def test_row_60_a_forged_death_or_count_changes_nothing(brokers: Brokers, raw: AbstractChannel) -> None:

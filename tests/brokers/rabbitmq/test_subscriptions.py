@@ -7,11 +7,13 @@ import asyncio
 import pytest
 from aiormq.abc import AbstractChannel
 
-from signalbus.brokers.base import Consumer, PublishResult, SubscriptionSpec
+from signalbus.brokers.base import BrokerState, Consumer, PublishResult, SubscriptionSpec
 from signalbus.brokers.rabbitmq import RabbitBroker
+from signalbus.delivery import ACK
 from signalbus.errors import BrokerUnavailable, ConfigError
 from signalbus.testing.proxy import FaultProxy
 from tests.brokers.rabbitmq.conftest import FAST, TIMEOUT, Brokers, number_of, publish, receive, signal, until
+from tests.support import eventually
 
 CONFIRMED, RETURNED = PublishResult.CONFIRMED, PublishResult.RETURNED
 
@@ -67,6 +69,33 @@ async def test_other_patterns_while_others_serve_are_a_configuration_error(broke
         await second.declare(_spec("item.*"), TIMEOUT)
     await second.declare(_spec("order.*"), TIMEOUT)
     assert await publish(second, signal(1), signal(2, "item.a")) == [CONFIRMED, RETURNED]
+
+
+async def test_who_comes_back_to_changed_patterns_is_degraded_until_the_others_are_gone(
+    brokers: Brokers, proxy: FaultProxy
+) -> None:
+    away, other = await brokers.open(proxy.url_for(brokers.url)), await brokers.open()
+    consumer = await brokers.serve(away, "work", "order.*")
+    await proxy.refuse()
+    proxy.cut()
+    await until(lambda: _unserved(other))
+    successor = await brokers.serve(other, "work", "item.*")
+    await proxy.accept()
+    await eventually(lambda: away.health().state is BrokerState.DEGRADED)
+    assert "served by 1 others with the patterns item.*" in away.health().reason
+    assert await publish(other, signal(1, "order.a"), signal(2, "item.a")) == [RETURNED, CONFIRMED]
+    (incoming,) = await receive(successor)
+    assert await successor.settle(incoming, ACK)
+    await successor.aclose()
+    await eventually(lambda: away.health().state is BrokerState.UP)
+    assert await publish(other, signal(3, "order.a"), signal(4, "item.a")) == [CONFIRMED, RETURNED]
+    (incoming,) = await receive(consumer)
+    assert number_of(incoming) == 3
+
+
+async def _unserved(broker: RabbitBroker) -> bool:
+    (info,) = await broker.queues(TIMEOUT)
+    return info.consumers == 0
 
 
 async def test_another_queue_type_is_a_configuration_error(brokers: Brokers) -> None:

@@ -33,6 +33,7 @@ class Database:
         self._files = files
         self._connection: sqlite3.Connection | None = None
         self._identity: Identity = ()
+        self._undisturbed: tuple[int, int, int] | None = None
         self._written = 0  # bytes in the log since the last checkpoint, roughly
         self._space: tuple[float, str] = (0.0, "")
         self.warning = ""
@@ -54,6 +55,7 @@ class Database:
         try:
             store.topology_counter(connection)  # the first read makes SQLite open its other two files
             self._identity = self._files.identity()
+            self._undisturbed = None
         except BaseException:
             # Another broker in this process may still have a removed file open, which SQLite shares within a process.
             connection.close()
@@ -82,6 +84,10 @@ class Database:
         Otherwise commits would go, with success, to files that nobody can open again.
         """
         try:
+            directory = self._files.directory_state()
+            if directory is not None and directory == self._undisturbed:
+                return  # one look instead of three: no name changed since they were compared
+            self._undisturbed = None
             found = self._files.identity()
         except OSError as error:
             raise Replaced(
@@ -93,6 +99,7 @@ class Database:
                 f"{self._files.path} or its -wal or -shm file was replaced while signalbus had it open; "
                 "put it back, or stop all users of the database before replacing it"
             )
+        self._undisturbed = directory
 
     @property
     def checkpoint_due(self) -> bool:

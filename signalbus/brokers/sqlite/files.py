@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -34,6 +35,8 @@ _NETWORK = frozenset(
 _MOUNTS = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # blanks, tabs and backslashes in a mount point
 
+_TIMESTAMP_GRAIN_NS = 50_000_000  # the kernel's own is 1 to 10 ms
+
 Identity = tuple[tuple[int, int], ...]
 
 
@@ -46,6 +49,10 @@ class Files:
     @cached_property
     def _path(self) -> str:
         return str(self.path)
+
+    @cached_property
+    def _directory(self) -> str:
+        return str(self.path.parent)
 
     @cached_property
     def wal(self) -> str:
@@ -111,6 +118,16 @@ class Files:
     def identity(self) -> Identity:
         """Return which files the paths lead to now. Raises `FileNotFoundError` if one is gone."""
         return _identity(self._path), _identity(self.wal), _identity(self.shm)
+
+    def directory_state(self) -> tuple[int, int, int] | None:
+        """Return what stays the same as long as no name in the directory changes; None if that cannot be told now.
+
+        Time stamps have a grain of milliseconds: a fresh one may hide a change that comes after this look.
+        """
+        found = os.stat(self._directory)  # noqa: PTH116 - hot: twice a transaction
+        if time.time_ns() - found.st_mtime_ns < _TIMESTAMP_GRAIN_NS:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def wal_size(self) -> int:
         """Return the bytes of the log, 0 if there is none."""

@@ -122,12 +122,13 @@ class Files:
     def directory_state(self) -> tuple[int, int, int] | None:
         """Return what stays the same as long as no name in the directory changes; None if that cannot be told now.
 
+        By its time of change: the time of modification is set back by whoever restores a backup with its times.
         Time stamps have a grain of milliseconds: a fresh one may hide a change that comes after this look.
         """
         found = os.stat(self._directory)  # noqa: PTH116 - hot: twice a transaction
-        if time.time_ns() - found.st_mtime_ns < _TIMESTAMP_GRAIN_NS:
+        if time.time_ns() - found.st_ctime_ns < _TIMESTAMP_GRAIN_NS:
             return None
-        return found.st_dev, found.st_ino, found.st_mtime_ns
+        return found.st_dev, found.st_ino, found.st_ctime_ns
 
     def wal_size(self) -> int:
         """Return the bytes of the log, 0 if there is none."""

@@ -221,6 +221,22 @@ async def test_a_replaced_database_is_neither_written_nor_harmed(place: Place) -
     assert (await receive(consumer))[0].signal.body == b"restored"
 
 
+async def test_a_database_restored_with_its_old_times_is_noticed(place: Place) -> None:
+    """Row 72: rsync and tar set the directory's time of modification back once they have replaced the file."""
+    other = Place(place.directory / "other")
+    other.directory.mkdir()
+    await _stored(other, b"restored")
+    broker, _ = await place.serving()
+    await asyncio.sleep(0.1)  # older than the grain of time stamps, or the directory's state is not relied on
+    assert results(await broker.publish([signal()], SECONDS)) == ["confirmed"]
+    times = place.directory.stat()
+    other.path.replace(place.path)
+    os.utime(place.directory, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (outcome,) = await _publish_anyway(broker)
+    assert outcome != "confirmed", "confirmed into a file without a name"
+    assert "replaced" in outcome
+
+
 async def test_a_delivery_in_hand_survives_a_removed_log(place: Place) -> None:
     """Row 71: settlements wait until the file is open again."""
     broker, consumer = await place.serving()

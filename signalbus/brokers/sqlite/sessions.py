@@ -24,10 +24,10 @@ class SessionLock:
         except OSError as error:
             raise _unusable(directory, error) from error
 
-    def restore(self) -> None:
-        """Make the lock visible again if somebody removed its file. Raises `StorageError`."""
+    def restore(self) -> bool:
+        """Make the lock visible again if somebody removed its file, and tell so. Raises `StorageError`."""
         if is_alive(self._directory, self.token):
-            return
+            return False
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(_path(self._directory, self.token), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -36,6 +36,7 @@ class SessionLock:
         fcntl.flock(fd, fcntl.LOCK_EX)
         self.forget()
         self._fd = fd
+        return True
 
     def close(self) -> None:
         """Remove the file and release the lock. Idempotent."""

@@ -176,8 +176,7 @@ class Writer(threading.Thread):
             waits.extend(until - now for until in desk.patience.values())
             if (due := desk.seconds_to_due()) is not None:
                 waits.append(due)
-        if desk.claimants or len(desk.topology.tokens) > 1:
-            waits.append(self._next_sweep - now)
+        waits.append(self._next_sweep - now)
         return max(0.0, min(waits))
 
     def _look(self, *, hinted: bool) -> None:
@@ -192,7 +191,7 @@ class Writer(threading.Thread):
                 for subscription in desk.serving():
                     desk.promising.add(subscription)
                     desk.note_due(connection, subscription)
-        if now >= self._next_sweep and (desk.claimants or len(desk.topology.tokens) > 1):
+        if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_SECONDS
             self._sweep()
         if desk.short_of_space:
@@ -201,7 +200,9 @@ class Writer(threading.Thread):
     def _sweep(self) -> None:
         desk = self._desk
         assert desk.lock is not None
-        desk.lock.restore()  # before anybody takes us for dead
+        if desk.lock.restore():
+            # Others may have taken us for dead: a transaction, even an empty one, notices and registers us again.
+            self.intake.push(Bury(()))
         tokens = desk.topology.tokens.items()
         dead = [session for session, token in tokens if not is_alive(desk.files.sessions, token)]
         if dead:

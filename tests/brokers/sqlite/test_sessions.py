@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from signalbus.brokers.base import Incoming
+from signalbus.brokers.base import Incoming, SubscriptionSpec
 from signalbus.brokers.sqlite import SqliteBroker
 from signalbus.brokers.sqlite.consumer import SqliteConsumer
 from signalbus.brokers.sqlite.sessions import SessionLock, is_alive, remove_leftovers
@@ -117,6 +117,21 @@ async def test_a_removed_lock_file_is_restored_before_others_take_us_for_dead(pl
         assert await consumer.settle(again, ACK)
     assert results(await other.publish([signal()], SECONDS)) == ["confirmed"]
     assert len(await receive(consumer)) == 1
+
+
+async def test_an_idle_session_taken_for_dead_is_back_without_being_used(place: Place) -> None:
+    """It serves nobody and is alone as far as it knows; its temporary subscription must be an audience again."""
+    idle = await place.open()
+    await idle.declare(SubscriptionSpec(name="passing", patterns=("passing",), durable=False), SECONDS)
+    for path in place.sessions.glob("*.lock"):
+        path.unlink()
+    other = await place.open()  # opening looks after the dead
+
+    async def audible() -> bool:
+        return results(await other.publish([signal(type="passing")], SECONDS)) == ["confirmed"]
+
+    await wait_until(audible, 5.0)
+    assert len(list(place.sessions.glob("*.lock"))) == 2
 
 
 async def test_a_session_taken_for_dead_settles_nothing_and_serves_on(place: Place) -> None:

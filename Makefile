@@ -7,6 +7,8 @@ BIN := .venv/bin
 NODE := $(BIN)/python -m signalbus.testing.rabbitmq --
 # Further arguments, e.g. `make test ARGS="-k contract -x"`.
 ARGS ?=
+# Tests mostly wait, for brokers and for deadlines: two at a time need half the time, also on two cores.
+JOBS ?= 2
 # `make demo RABBITMQ=no` shows the embedded broker only.
 RABBITMQ ?= yes
 
@@ -24,12 +26,12 @@ demo: ## show the bus at work: on SQLite, then on a private RabbitMQ node (RABBI
 test: ## run the tests, except the long fault rows
 	@scripts/bootstrap test
 	@scripts/rabbitmq || { [ -z "$$CI" ] || exit 1; echo "!!! RABBITMQ TESTS WILL BE SKIPPED !!!" >&2; }
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 test-faults: ## run the long fault rows: kills, cuts, alarms
 	@scripts/bootstrap test
 	@scripts/rabbitmq || { [ -z "$$CI" ] || exit 1; echo "!!! RABBITMQ TESTS WILL BE SKIPPED !!!" >&2; }
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
 
 check: ## ruff, mypy --strict and pyright
 	@scripts/bootstrap test check

@@ -44,6 +44,7 @@ class Wake:
             hints.bind(str(path))
         except OSError:
             hints.close()  # a file system without sockets: we look from time to time all the same
+            remove_socket(str(path))
             return ""
         self._hints, self.path = hints, str(path)
         self._poll.register(hints, select.POLLIN)

@@ -54,7 +54,7 @@ BAD: dict[str, dict[str, Any]] = {
     "extensions_is_a_list": {"extensions": ["a"]},
 }
 
-# FAULTS 60 and 61: what routes copies behind our back, forges counts, or makes the broker close the connection.
+# Fault rows 60 and 61: what routes copies behind our back, forges counts, or makes the broker close the connection.
 BAD_EXTENSIONS: dict[str, dict[Any, Any]] = {
     "CC": {"CC": ["victim"]},
     "BCC": {"BCC": ["victim"]},

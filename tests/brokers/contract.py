@@ -213,7 +213,7 @@ async def an_unroutable_signal_is_an_error_unless_that_is_fine(world: World) -> 
 
 @contract
 async def unroutable_and_routable_in_flight_with_one_id_are_told_apart(world: World) -> None:
-    # FAULTS 39: drivers match returns to publishes by message id.
+    # Fault row 39: drivers match returns to publishes by message id.
     inbox = Inbox()
     async with world.serving("known.*", handler=inbox, concurrency=8) as bus:
         pairs = [Signal(type="known.a", data=number) for number in range(100)]
@@ -458,7 +458,7 @@ POISON: dict[str, tuple[bytes, str | None]] = {
 
 @contract
 async def undecodable_data_is_dead_lettered_at_once_and_the_queue_goes_on(world: World) -> None:
-    # FAULTS 59. Published below the bus, which would refuse most of it.
+    # Fault row 59. Published below the bus, which would refuse most of it.
     got: list[Order] = []
 
     async def handle(order: Order) -> None:
@@ -588,7 +588,7 @@ async def deliveries_of_a_killed_subscriber_go_to_another(world: World) -> None:
 
 @contract
 async def a_signal_that_kills_its_subscribers_becomes_a_dead_letter(world: World) -> None:
-    # FAULTS 62.
+    # Fault row 62.
     first = await world.worker(behaviour="die-on-fatal", max_crashes=2, prefetch=1)
     async with world.bus() as publisher:
         await publisher.publish("a", "fatal")
@@ -677,7 +677,7 @@ async def a_retry_that_waits_survives_the_death_of_its_process(world: World) -> 
 
 @contract
 async def wall_clock_jumps_change_nothing(world: World) -> None:
-    # FAULTS 77.
+    # Fault row 77.
     def act(data: object, delivery: Delivery) -> None:
         if delivery.attempt < 3:
             raise Retry(delay=timedelta(seconds=0.3))
@@ -721,7 +721,7 @@ async def not_more_than_prefetch_is_held(world: World) -> None:
 
 @contract
 async def a_slow_subscription_does_not_hold_up_the_others(world: World) -> None:
-    # FAULTS 54.
+    # Fault row 54.
     release = asyncio.Event()
 
     async def wait(data: object, delivery: Delivery) -> None:

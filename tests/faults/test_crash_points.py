@@ -1,4 +1,4 @@
-"""FAULTS 42 and 43: processes killed between two steps that belong together."""
+"""Fault rows 42 and 43: processes killed between two steps that belong together."""
 
 from __future__ import annotations
 

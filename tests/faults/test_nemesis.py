@@ -1,4 +1,4 @@
-"""FAULTS 101: random harm, then calm; nothing stored is lost and nothing else arrives."""
+"""Fault row 101: random harm, then calm; nothing stored is lost and nothing else arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS 48 and 49: processes that stand still longer than a heartbeat and then go on as if nothing had happened."""
+"""Fault rows 48 and 49: processes that stand still longer than a heartbeat and then go on as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ async def test_a_user_without_rights_is_told_what_is_missing(brokers: Brokers, r
 
 
 async def test_a_channel_refused_on_the_control_link_disturbs_nobody(brokers: Brokers, raw: AbstractChannel) -> None:
-    """FAULTS.md, section 1, row 5: a refused declaration with publishes in flight."""
+    """A refused declaration with publishes in flight."""
     broker = await brokers.open()
     await brokers.serve(broker)
     await raw.queue_declare("signalbus.q.odd", durable=True)

@@ -144,7 +144,7 @@ async def test_row_29_a_deleted_binding_is_made_again_by_who_serves_it(brokers: 
 async def test_a_lost_confirm_is_unknown_and_repeating_it_gives_a_duplicate(
     brokers: Brokers, proxy: FaultProxy
 ) -> None:
-    """FAULTS.md, section 1, row 6."""
+    """A publish that failed may have arrived: its outcome is unknown, not refused."""
     subscriber = await brokers.open()
     consumer = await brokers.serve(subscriber)
     broker = await brokers.open(proxy.url_for(brokers.url))

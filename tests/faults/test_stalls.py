@@ -1,4 +1,4 @@
-"""Fault rows 48 and 49: processes that stand still longer than a heartbeat and then go on as if nothing had happened."""
+"""Fault rows 48 and 49: processes that stand still longer than a heartbeat, and then go on as if nothing had been."""
 
 from __future__ import annotations
 

@@ -65,21 +65,25 @@ async def call(awaitable: Awaitable[T], timeout: float) -> T:
     assert task is not None
     cancelled = task.cancelling()
     try:
+        return await _translated(awaitable, timeout)
+    finally:
+        if task.cancelling() > cancelled:
+            # Also after a result or an error: `wait_for` of Python 3.11, which the driver uses, prefers those to a
+            # cancellation that comes at the same time, and who cancelled us would wait for ever.
+            raise asyncio.CancelledError
+
+
+async def _translated(awaitable: Awaitable[T], timeout: float) -> T:
+    try:
         async with asyncio.timeout(timeout):
-            result = await awaitable
+            return await awaitable
     except TimeoutError as error:
         raise DriverFailure(f"no answer within {timeout:.1f} s") from error
     except asyncio.CancelledError as error:
-        if task.cancelling() > cancelled:
-            raise
-        raise DriverFailure("the connection was given up: no heartbeat, or closed meanwhile") from error
+        raise failure_of(error) from error
     except Exception as error:
         # aiormq rejects calls with whatever closed it, even with a bare Exception.
         raise failure_of(error) from error
-    if task.cancelling() > cancelled:
-        # `wait_for` of Python 3.11, which the driver uses, swallows a cancellation that comes with the result.
-        raise asyncio.CancelledError
-    return result
 
 
 def on_closed(resource: AbstractBase, callback: Callable[[DriverFailure], None]) -> None:

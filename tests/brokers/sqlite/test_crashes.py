@@ -8,17 +8,33 @@ import random
 import pytest
 
 from tests.brokers.sqlite.support import SECONDS, Peer, Place, data_of, receive
+from tests.support import eventually
 
 
-async def _lines_until_killed(peer: Peer, after: float) -> list[str]:
-    """Let a peer run for a while, kill it, and return what it had said."""
-    assert await peer.line(60.0) == "ready"
+async def _listen(peer: Peer, lines: list[str]) -> None:
+    while line := await peer.line(60.0):
+        lines.append(line)
+
+
+async def _kill_at_work(peer: Peer, lines: list[str], after: float) -> None:
+    await eventually(lambda: len(lines) > 4, 60.0, message="the process to get to work")
     await asyncio.sleep(after)
     peer.kill()
-    lines: list[str] = []
-    while line := await peer.line():
-        lines.append(line)
-    return lines
+
+
+async def _all_killed(writers: list[Peer], readers: list[Peer], after: list[float]) -> list[list[str]]:
+    """Kill all of them at different times, and return what each had said.
+
+    One writer is the last: until then, readers have something to be killed over.
+    """
+    peers = [*writers, *readers]
+    said: list[list[str]] = [[] for _ in peers]
+    # All are listened to from the start: one whose pipe is full would stop.
+    listening = [asyncio.create_task(_listen(peer, lines)) for peer, lines in zip(peers, said, strict=True)]
+    await asyncio.gather(*(_kill_at_work(peers[number], said[number], after[number]) for number in range(1, 4)))
+    await _kill_at_work(peers[0], said[0], after[0])
+    await asyncio.gather(*listening)
+    return said
 
 
 async def _rounds(place: Place, rounds: int, seed: int) -> None:
@@ -30,7 +46,7 @@ async def _rounds(place: Place, rounds: int, seed: int) -> None:
         writers = [place.peer("publish", (number * 2 + writer) * 100_000, 100_000) for writer in range(2)]
         readers = [place.peer("handle") for _ in range(2)]
         ends = [chance.uniform(0.05, 0.4) for _ in range(4)]
-        said = await asyncio.gather(*(_lines_until_killed(p, e) for p, e in zip(writers + readers, ends, strict=True)))
+        said = await _all_killed(writers, readers, ends)
         for lines in said[:2]:
             confirmed.update(int(line) for line in lines if line.isdecimal())
         for lines in said[2:]:

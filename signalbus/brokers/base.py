@@ -10,7 +10,8 @@ driver errors never pass this seam. Cancelling a call is safe; its effect may or
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -18,6 +19,7 @@ from typing import Protocol
 
 from ..codec import EncodedSignal
 from ..delivery import DeadReason, Failure, Settlement
+from ..sessions import Down, DownReason, SessionInfo
 
 
 class PublishResult(StrEnum):
@@ -48,18 +50,6 @@ class SubscriptionSpec:
     name: str
     patterns: tuple[str, ...]
     durable: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionInfo:
-    """Who is connected: one open bus. ``id`` is unique for each opening."""
-
-    id: str
-    name: str
-    host: str
-    pid: int
-    version: str
-    started: datetime
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -120,6 +110,100 @@ class Consumer(Protocol):
         ...
 
 
+class AnswerKind(StrEnum):
+    """How one try of a request ended."""
+
+    REPLY = "reply"  # the responder answered: `body`
+    FAILED = "failed"  # its handler raised: `body` describes the error
+    NO_RESPONDER = "no_responder"  # nobody responds to this type; not run
+    MOVED = "moved"  # the responder left before its handler began; not run, to be sent again
+    OVERLOADED = "overloaded"  # too many requests wait already; not run
+    RESPONDER_DOWN = "responder_down"  # the responder died while it had it: not run, half run or run
+    EXPIRED = "expired"  # no answer until the deadline: not run, half run or run
+    LOST = "lost"  # the requester's own connection was lost: not run, half run or run
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of a request. ``session`` is who answered; ``reason`` explains what is no reply."""
+
+    kind: AnswerKind
+    body: bytes = b""
+    content_type: str | None = None
+    session: str = ""
+    reason: str = ""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class IncomingRequest:
+    """One request handed to this process.
+
+    ``remaining``: seconds from its arrival until nobody waits for the answer any more. ``redelivered``: another
+    responder had it and died, so it may have run already. ``handle`` belongs to the adapter.
+    """
+
+    signal: EncodedSignal
+    remaining: float
+    redelivered: bool = False
+    handle: object = None
+
+
+class Responder(Protocol):
+    """A stream of requests of one type to this process. Outlives the loss of the broker."""
+
+    async def receive(self) -> Sequence[IncomingRequest]:
+        """Wait for requests and return them, at least one; an empty sequence means: stopped.
+
+        What has expired is left out. Waits without a deadline, as its purpose is to wait; `stop` ends it.
+        """
+        ...
+
+    async def answer(self, request: IncomingRequest, answer: Answer) -> bool:
+        """Send the answer of a received request; each is answered once. False: the requester is known to be gone.
+
+        Raises `BrokerError` if it could not be sent; then it may be tried again.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Take nothing more; what `receive` has not returned is answered with MOVED. Idempotent.
+
+        Requests that were received can still be answered until `aclose`, and their requesters go on waiting for it.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Stop, and leave whatever is unanswered to others: its requesters learn that we are down. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStatus:
+    """A living session, and what it says of itself; ``report`` is None if it does not answer in time.
+
+    Then it is stopped, or its event loop is blocked: a dead one is not listed at all.
+    """
+
+    info: SessionInfo
+    report: bytes | None
+
+
+class Host(Protocol):
+    """What a broker asks of the bus that opened it. All on the event loop; none may block or raise."""
+
+    def report(self) -> bytes:
+        """Return what this session says of itself, for those who ask."""
+        ...
+
+    def take(self, message: bytes) -> None:
+        """Take a message that another session sent to this one; see `Broker.send`."""
+        ...
+
+    def renewed(self, session: SessionInfo) -> None:
+        """Note that this session is another incarnation now: the earlier one was declared dead."""
+        ...
+
+
 class BrokerState(StrEnum):
     """Where the connection to the broker stands."""
 
@@ -133,7 +217,8 @@ class BrokerState(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueInfo:
     """What a subscription's queue holds: ``ready`` to be handed out, ``unsettled`` in subscribers' hands,
-    ``delayed`` waiting for a retry (None where the broker cannot tell per subscription)."""
+    ``delayed`` waiting for a retry (None where the broker cannot tell per subscription). ``oldest``: when the oldest
+    ready signal was published, None if there is none or the broker cannot tell."""
 
     name: str
     patterns: tuple[str, ...]
@@ -142,6 +227,7 @@ class QueueInfo:
     unsettled: int | None
     delayed: int | None
     consumers: int
+    oldest: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,16 +261,19 @@ class BrokerHealth:
 class Broker(Protocol):
     """An engine that stores signals and queues. Opened once, used by one event loop."""
 
-    async def open(self, session: SessionInfo, timeout: float) -> None:
-        """Connect and make ready, within ``timeout`` seconds.
+    async def open(self, session: SessionInfo, timeout: float, host: Host | None = None) -> None:
+        """Connect and make ready, within ``timeout`` seconds; from then on the session is alive to others.
 
         Raises `BrokerUnavailable` (cannot be reached), `StorageError` or `ConfigError` (wrong password,
         newer schema, network file system).
         """
         ...
 
-    async def aclose(self) -> None:
-        """Release everything: consumers, temporary subscriptions, connections. Idempotent, bounded, never raises."""
+    async def aclose(self, reason: DownReason = DownReason.NORMAL) -> None:
+        """Release everything: consumers, temporary subscriptions, connections. Idempotent, bounded, never raises.
+
+        Who watches the session gets a `Down` with this reason.
+        """
         ...
 
     async def declare(self, subscription: SubscriptionSpec, timeout: float) -> None:
@@ -209,6 +298,54 @@ class Broker(Protocol):
 
     async def consume(self, name: str, prefetch: int, timeout: float) -> Consumer:
         """Start to serve a declared subscription. Returns when the broker counts us as a consumer."""
+        ...
+
+    async def audience(self, signal_type: str, timeout: float) -> Sequence[str]:
+        """Return the names of the subscriptions that match a type now, durable and temporary, by name."""
+        ...
+
+    async def request(self, request: EncodedSignal, timeout: float) -> Answer:
+        """Send a request to one of the responders to its type, and wait for the answer, at most ``timeout`` seconds.
+
+        One try: repeating what was MOVED is the caller's. A request that a dead responder had goes to another one,
+        marked as redelivered, if there is one. Late and duplicate answers are dropped and counted (``replies_late``).
+        Raises `BrokerUnavailable` or `Backpressure` only if it was not sent.
+        """
+        ...
+
+    async def respond(self, request_type: str, concurrency: int, backlog: int, timeout: float) -> Responder:
+        """Start to respond to a type. Returns once requests reach us.
+
+        At most ``concurrency`` requests are handed out unanswered; beyond ``backlog`` waiting ones (RabbitMQ: for all
+        responders of the type together) requesters get OVERLOADED. Raises `ConfigError` if others respond with
+        another backlog, where it is common to all.
+        """
+        ...
+
+    async def watch(self, session: str, timeout: float) -> asyncio.Future[Down]:
+        """Watch a session: the future gets exactly one `Down`; at once, with NOPROC, if there is no such session.
+
+        It survives losses of our own connection: what ended meanwhile is found afterwards, and nothing that did not.
+        Cancel the future to end the watch; on `aclose` it is cancelled. Raises `BrokerUnavailable`.
+        """
+        ...
+
+    async def watch_all(self, ended: Callable[[Down], None], timeout: float) -> None:
+        """Call ``ended`` once for the end of every session but ours that lives now or later, until `aclose`.
+
+        May be called several times, with different functions. Raises `BrokerUnavailable`.
+        """
+        ...
+
+    async def sessions(self, timeout: float) -> Sequence[SessionStatus]:
+        """Return the living sessions, ours included, oldest first, with what each says of itself."""
+        ...
+
+    async def send(self, session: str, message: bytes) -> None:
+        """Send a message to a session: at most once, without an answer, and not at all if there is no such session.
+
+        Raises `BrokerUnavailable` if it could not be sent.
+        """
         ...
 
     async def queues(self, timeout: float) -> Sequence[QueueInfo]:

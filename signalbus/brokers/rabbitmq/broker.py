@@ -15,6 +15,7 @@ from aiormq.abc import AbstractConnection
 from ...codec import EncodedSignal
 from ...config import RabbitUrl
 from ...errors import BrokerUnavailable, BusClosed, ConfigError, NotPermitted
+from ...sessions import SessionInfo
 from ...signals import utc_now
 from ..base import (
     BrokerHealth,
@@ -22,7 +23,6 @@ from ..base import (
     PublishOutcome,
     PublishResult,
     QueueInfo,
-    SessionInfo,
     StoredDeadLetter,
     SubscriptionSpec,
 )

@@ -23,13 +23,13 @@ from ...errors import (
     StorageError,
 )
 from ...patterns import parse
+from ...sessions import SessionInfo
 from ..base import (
     BrokerHealth,
     BrokerState,
     PublishOutcome,
     PublishResult,
     QueueInfo,
-    SessionInfo,
     StoredDeadLetter,
     SubscriptionSpec,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..base import SessionInfo
+from ...sessions import SessionInfo
 from . import store
 from .claims import Batch, Claimant
 from .clock import Clock

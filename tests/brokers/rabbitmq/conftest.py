@@ -18,7 +18,6 @@ from signalbus.brokers.base import (
     Incoming,
     PublishOutcome,
     PublishResult,
-    SessionInfo,
     SubscriptionSpec,
 )
 from signalbus.brokers.rabbitmq import RabbitBroker
@@ -26,6 +25,7 @@ from signalbus.codec import EncodedSignal, decode, encode
 from signalbus.config import RabbitUrl, parse_url
 from signalbus.delivery import ACK
 from signalbus.errors import BrokerError
+from signalbus.sessions import SessionInfo
 from signalbus.signals import Signal
 from signalbus.testing.proxy import FaultProxy
 from tests.support import INTERVAL_SECONDS, eventually

@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from signalbus.brokers.base import Incoming, PublishOutcome, QueueInfo, SessionInfo, SubscriptionSpec
+from signalbus.brokers.base import Incoming, PublishOutcome, QueueInfo, SubscriptionSpec
 from signalbus.brokers.sqlite import SqliteBroker
 from signalbus.brokers.sqlite.clock import Clock
 from signalbus.brokers.sqlite.consumer import SqliteConsumer
 from signalbus.codec import EncodedSignal, encode
 from signalbus.config import SqliteUrl
+from signalbus.sessions import SessionInfo
 from signalbus.signals import Signal
 
 ROOT = Path(__file__).parents[3]

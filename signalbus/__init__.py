@@ -9,9 +9,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .bus import Bus, BusStats
-    from .delivery import Failure
+    from .bus import (
+        Bus,
+        BusStats,
+    )
+    from .delivery import (
+        Failure,
+    )
     from .errors import (
+        AudienceMismatch,
         Backpressure,
         BatchError,
         BrokerError,
@@ -21,22 +27,64 @@ if TYPE_CHECKING:
         DecodeError,
         Escalated,
         InvalidSignal,
+        MonitorCancelled,
+        NoResponder,
         NotPermitted,
+        NotSettled,
+        Overloaded,
         PublishUnconfirmed,
         Reject,
+        RemoteError,
+        ReplyLost,
+        RequestError,
+        RequestTimeout,
+        ResponderDown,
         Retry,
         SignalBusError,
         StorageError,
         Unroutable,
     )
-    from .handlers import Delivery
-    from .policy import RetryPolicy
-    from .receipts import Receipt
-    from .signals import Signal
-    from .subscriber import SubscriptionStats
-    from .subscription import Subscription
+    from .handlers import (
+        Delivery,
+    )
+    from .liveness import (
+        Monitor,
+        SubscriberSession,
+        SubscriptionState,
+        SubscriptionStatus,
+    )
+    from .policy import (
+        RetryPolicy,
+    )
+    from .receipts import (
+        Outcome,
+        Receipt,
+        SubscriptionOutcome,
+    )
+    from .requests import (
+        RequesterStats,
+    )
+    from .responder import (
+        Endpoint,
+        ResponderStats,
+    )
+    from .sessions import (
+        Down,
+        DownReason,
+        SessionInfo,
+    )
+    from .signals import (
+        Signal,
+    )
+    from .subscriber import (
+        SubscriptionStats,
+    )
+    from .subscription import (
+        Subscription,
+    )
 
 __all__ = [
+    "AudienceMismatch",
     "Backpressure",
     "BatchError",
     "BrokerError",
@@ -47,20 +95,41 @@ __all__ = [
     "ConfigError",
     "DecodeError",
     "Delivery",
+    "Down",
+    "DownReason",
+    "Endpoint",
     "Escalated",
     "Failure",
     "InvalidSignal",
+    "Monitor",
+    "MonitorCancelled",
+    "NoResponder",
     "NotPermitted",
+    "NotSettled",
+    "Outcome",
+    "Overloaded",
     "PublishUnconfirmed",
     "Receipt",
     "Reject",
+    "RemoteError",
+    "ReplyLost",
+    "RequestError",
+    "RequestTimeout",
+    "RequesterStats",
+    "ResponderDown",
+    "ResponderStats",
     "Retry",
     "RetryPolicy",
+    "SessionInfo",
     "Signal",
     "SignalBusError",
     "StorageError",
+    "SubscriberSession",
     "Subscription",
+    "SubscriptionOutcome",
+    "SubscriptionState",
     "SubscriptionStats",
+    "SubscriptionStatus",
     "Unroutable",
 ]
 
@@ -69,12 +138,24 @@ _HOMES = {
     "Bus": "bus",
     "BusStats": "bus",
     "Delivery": "handlers",
+    "Down": "sessions",
+    "DownReason": "sessions",
+    "Endpoint": "responder",
     "Failure": "delivery",
+    "Monitor": "liveness",
+    "Outcome": "receipts",
     "Receipt": "receipts",
+    "RequesterStats": "requests",
+    "ResponderStats": "responder",
     "RetryPolicy": "policy",
+    "SessionInfo": "sessions",
     "Signal": "signals",
+    "SubscriberSession": "liveness",
     "Subscription": "subscription",
+    "SubscriptionOutcome": "receipts",
+    "SubscriptionState": "liveness",
     "SubscriptionStats": "subscriber",
+    "SubscriptionStatus": "liveness",
 }
 
 

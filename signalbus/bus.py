@@ -1,35 +1,52 @@
-"""The bus: what a program holds. A small composition of publisher, subscribers and a broker."""
+"""The bus: what a program holds. A small composition of publisher, subscribers, responders, watchers and a broker."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
-import os
-import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar, overload
+from typing import Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from . import brokers, codec, patterns
-from .brokers.base import Broker, BrokerHealth, SessionInfo, SubscriptionSpec
+from .brokers.base import Broker, BrokerHealth, SubscriptionSpec
 from .config import Settings, masked, parse_url
-from .errors import BusClosed, ConfigError, Escalated, InvalidSignal
+from .errors import AudienceMismatch, BusClosed, ConfigError, Escalated, InvalidSignal, NotSettled
 from .handlers import compile_handler
+from .liveness import Monitor, SubscriptionStatus, Watchers, subscription_statuses
+from .membership import Member
 from .policy import RetryPolicy
 from .publisher import Publisher, PublisherStats, Unrouted
 from .receipts import Receipt
-from .signals import ExtensionValue, Signal, new_id, utc_now
-from .subscriber import SubscriberOptions, SubscriptionStats
-from .subscription import Service, Subscription, Surroundings
+from .requests import Requester, RequesterStats, read_reply
+from .responder import Endpoint, ResponderOptions, ResponderStats, RespondingService, RespondKeywords
+from .services import Services, Surroundings
+from .sessions import Down, DownReason, SessionInfo
+from .signals import ExtensionValue, Signal, utc_now
+from .subscriber import SubscribeKeywords, SubscriberOptions, SubscriptionStats
+from .subscription import Subscription, SubscriptionService
 from .supervision import Supervisor
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[[Down], object])
+
+Until = Literal["stored", "acked"]
+
+
+class PublishKeywords(TypedDict, total=False):
+    """The keyword arguments of `Bus.publish` that say how, not what."""
+
+    timeout: float | None
+    unroutable: Unrouted
+    until: Until
+    expect: int | None
+
 
 DEFAULT_RETRY = RetryPolicy()
 
@@ -40,6 +57,8 @@ class BusStats:
 
     publisher: PublisherStats
     subscriptions: dict[str, SubscriptionStats]
+    requests: RequesterStats
+    responders: dict[str, ResponderStats]
     broker: BrokerHealth
 
 
@@ -60,6 +79,7 @@ class Bus:
         name: str | None = None,
         max_signal_bytes: int | None = None,
         publish_timeout: float | None = None,
+        request_timeout: float | None = None,
         connect_timeout: float | None = None,
         drain_timeout: float | None = None,
     ) -> None:
@@ -68,16 +88,19 @@ class Bus:
             name=name,
             max_signal_bytes=max_signal_bytes,
             publish_timeout=publish_timeout,
+            request_timeout=request_timeout,
             connect_timeout=connect_timeout,
             drain_timeout=drain_timeout,
         )
         self._broker: Broker = brokers.connect(parse_url(self.settings.url))
         self._publisher = Publisher(self._broker, self.settings.max_signal_bytes)
-        self._services: dict[str, Service] = {}
+        self._requester = Requester(self._broker)
+        self._watchers = Watchers()
+        self._services: Services[SubscriptionService] = Services()
         self._subscriptions: dict[str, Subscription[..., object]] = {}
-        self._starting: set[asyncio.Task[None]] = set()
+        self._responders: Services[RespondingService] = Services()
         self._supervisor = Supervisor(self.settings.name, self._escalate)
-        self._session: SessionInfo | None = None
+        self._member = Member(self.settings.name, self._broker, self._services, self._responders)
         self._surroundings: Surroundings | None = None  # while open
         self._closing: asyncio.Task[None] | None = None
         self._owner: asyncio.Task[object] | None = None
@@ -107,27 +130,22 @@ class Bus:
         Raises `BrokerUnavailable`, `StorageError` or `ConfigError`, and `BusClosed` if it was closed before:
         a bus is opened once.
         """
-        if self._session is not None:
+        if self._member.joined:
             raise BusClosed(f"{self!r} was opened before; make a new Bus")
-        self._session = SessionInfo(
-            id=new_id(),
-            name=self.settings.name,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            version=_version(),
-            started=utc_now(),
-        )
+        session = self._member.join()
         try:
-            await self._broker.open(self._session, self.settings.connect_timeout)
-            self._surroundings = Surroundings(
+            await self._broker.open(session, self.settings.connect_timeout, self._member)
+            surroundings = self._surroundings = Surroundings(
                 broker=self._broker,
-                session=self._session.id,
+                session=lambda: self._member.session.id,
                 supervisor=self._supervisor,
+                tell=self._member.tell,
                 timeout=self.settings.connect_timeout,
                 drain_timeout=self.settings.drain_timeout,
             )
-            for task in [self._start(service, self._surroundings) for service in self._services.values()]:
-                await task
+            if self._watchers.wanted:
+                await self._broker.watch_all(self._watchers.ended, self.settings.connect_timeout)
+            await asyncio.gather(self._services.start(surroundings), self._responders.start(surroundings))
         except BaseException:
             await self.aclose()
             raise
@@ -144,11 +162,14 @@ class Bus:
         raise Escalated(f"{self!r} was given up: {self._failure}") from self._failure
 
     async def _close(self) -> None:
-        # Handlers that are still running may publish.
-        await asyncio.gather(*(service.stop() for service in self._services.values()))
+        # Handlers that are still running may publish and request; so responders end last.
+        await self._services.stop()
+        await self._responders.stop()
+        await self._watchers.aclose(self.settings.drain_timeout)
+        await self._member.aclose()
         self._surroundings = None
         await self._supervisor.aclose()
-        await self._broker.aclose()
+        await self._broker.aclose(DownReason.NORMAL if self._failure is None else DownReason.KILLED_BY_SUPERVISOR)
 
     def _escalate(self, error: BaseException) -> None:
         log.critical("%r failed too often; giving up", self, exc_info=error)
@@ -165,9 +186,7 @@ class Bus:
     # Publishing
 
     @overload
-    async def publish(
-        self, signal: Signal, /, *, timeout: float | None = None, unroutable: Unrouted = "raise"
-    ) -> Receipt: ...
+    async def publish(self, signal: Signal, /, **options: Unpack[PublishKeywords]) -> Receipt: ...
 
     @overload
     async def publish(
@@ -182,8 +201,7 @@ class Bus:
         correlationid: str | None = None,
         causationid: str | None = None,
         extensions: dict[str, ExtensionValue] | None = None,
-        timeout: float | None = None,
-        unroutable: Unrouted = "raise",
+        **options: Unpack[PublishKeywords],
     ) -> Receipt: ...
 
     async def publish(
@@ -200,14 +218,21 @@ class Bus:
         extensions: dict[str, ExtensionValue] | None = None,
         timeout: float | None = None,
         unroutable: Unrouted = "raise",
+        until: Until = "stored",
+        expect: int | None = None,
     ) -> Receipt:
         """Publish a signal, or a type with data; returns when it is stored for every matching subscription.
 
         ``timeout`` in seconds, by default ``publish_timeout``; a lost connection is waited out within it, and the
         signal sent again with the same id. With ``unroutable="ignore"`` having no subscription is fine.
 
-        Raises `Unroutable`, `InvalidSignal` (nothing was sent), `BrokerUnavailable` and `Backpressure` (not
-        stored), `PublishUnconfirmed` (outcome unknown, safe to repeat with the same signal), `BusClosed`.
+        ``until="acked"`` returns when every subscription that matched just before has settled it: the receipt names
+        each with its outcome, acked or dead. A subscription that is declared in that very moment may get the signal
+        and not be waited for. ``expect``: how many subscriptions have to match; otherwise nothing is sent.
+
+        Raises `Unroutable`, `InvalidSignal`, `AudienceMismatch` (nothing was sent), `BrokerUnavailable` and
+        `Backpressure` (not stored), `PublishUnconfirmed` (outcome unknown, safe to repeat with the same signal),
+        `NotSettled` (stored, and not settled in time; with what is known), `BusClosed`.
         """
         if isinstance(signal, str):
             signal = Signal(
@@ -224,7 +249,10 @@ class Bus:
             raise InvalidSignal("data is given twice: it belongs into the Signal")
         encoded = self._encode(signal)
         await self._ready_to_publish()
-        return await self._publisher.publish(encoded, self._timeout(timeout), unroutable)
+        seconds = self.settings.publish_timeout if timeout is None else timeout
+        if until == "stored" and expect is None:
+            return await self._publisher.publish(encoded, seconds, unroutable)
+        return await self._publish_to_audience(encoded, seconds, unroutable, until, expect)
 
     async def publish_many(
         self,
@@ -242,20 +270,211 @@ class Bus:
             self._encode(item if isinstance(item, Signal) else Signal(type=item[0], data=item[1])) for item in signals
         ]
         await self._ready_to_publish()
-        return await self._publisher.publish_many(encoded, self._timeout(timeout), unroutable)
+        seconds = self.settings.publish_timeout if timeout is None else timeout
+        return await self._publisher.publish_many(encoded, seconds, unroutable)
+
+    async def _publish_to_audience(
+        self, encoded: codec.EncodedSignal, timeout: float, unroutable: Unrouted, until: Until, expect: int | None
+    ) -> Receipt:
+        """Publish knowing who gets it; with ``until="acked"``, wait for what becomes of it there."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        audience = await self._broker.audience(encoded.type, timeout)
+        if expect is not None and len(audience) != expect:
+            raise AudienceMismatch(encoded.type, expect, audience)
+        if until == "stored":
+            return await self._publisher.publish(encoded, deadline - clock(), unroutable)
+        addressed = replace(encoded, headers={**encoded.headers, codec.RECEIPT_TO: self._member.session.id})
+        awaited = self._member.acknowledgements.expect(encoded.id, audience)
+        try:
+            receipt = await self._publisher.publish(addressed, deadline - clock(), unroutable)
+            settled = await awaited.wait(deadline - clock())
+        finally:
+            self._member.acknowledgements.forget(encoded.id, awaited)
+        receipt = replace(receipt, subscriptions=awaited.results())
+        if not settled:
+            raise NotSettled(receipt, timeout)
+        return receipt
 
     def _encode(self, signal: Signal) -> codec.EncodedSignal:
         return codec.encode(signal, default_source=self.settings.name)
 
     async def _ready_to_publish(self) -> None:
         self._require_open()
-        if self._starting:
-            # Subscribed a moment ago at run time: what is published next should reach it.
-            await asyncio.wait(self._starting)
+        # Subscribed a moment ago at run time: what is published next should reach it.
+        if self._services.starting:
+            await self._services.wait_started()
             self._require_open()
 
-    def _timeout(self, timeout: float | None) -> float:
-        return self.settings.publish_timeout if timeout is None else timeout
+    # Requesting and responding
+
+    @overload
+    async def request(
+        self,
+        request_type: str,
+        data: object = None,
+        /,
+        *,
+        reply: type[T],
+        timeout: float | None = None,
+    ) -> T: ...
+
+    @overload
+    async def request(
+        self,
+        request_type: str,
+        data: object = None,
+        /,
+        *,
+        reply: None = None,
+        timeout: float | None = None,
+    ) -> object: ...
+
+    async def request(
+        self,
+        request_type: str,
+        data: object = None,
+        /,
+        *,
+        reply: type[T] | None = None,
+        timeout: float | None = None,
+    ) -> T | object:
+        """Send a request to one of those who respond to its type, and return the reply.
+
+        ``reply``: what the reply is validated as (model, dataclass, TypedDict, builtin, ``bytes``); decoded JSON if
+        none is given. ``timeout`` in seconds, by default ``request_timeout``; the responder knows it, and stops then.
+
+        Raises, as early as it can be known: `NoResponder` and `Overloaded` (not run), `RemoteError` (its handler
+        raised), `ResponderDown`, `ReplyLost` and `RequestTimeout` (it may have run), `InvalidSignal`,
+        `BrokerUnavailable` and `Backpressure` (not sent), `DecodeError` (the reply is no ``reply``), `BusClosed`.
+        """
+        seconds = self.settings.request_timeout if timeout is None else timeout
+        encoded = self._encode(Signal(type=request_type, data=data))
+        self._publisher.check_size(encoded)
+        self._require_open()
+        if self._responders.starting:
+            await self._responders.wait_started()  # responded to a moment ago, by ourselves
+            self._require_open()
+        return read_reply(await self._requester.request(encoded, seconds), reply)
+
+    @overload
+    def respond(
+        self,
+        request_type: str,
+        /,
+        **options: Unpack[RespondKeywords],
+    ) -> Callable[[Callable[P, R]], Endpoint[P, R]]: ...
+
+    @overload
+    def respond(
+        self,
+        request_type: str,
+        handler: Callable[P, R],
+        /,
+        **options: Unpack[RespondKeywords],
+    ) -> Endpoint[P, R]: ...
+
+    def respond(
+        self,
+        request_type: str,
+        handler: Callable[P, R] | None = None,
+        /,
+        *,
+        concurrency: int = 100,
+        backlog: int = 1_000,
+        timeout: timedelta | float = timedelta(minutes=15),
+        idempotent: bool = False,
+    ) -> Endpoint[P, R] | Callable[[Callable[P, R]], Endpoint[P, R]]:
+        """Respond to requests of a type with a handler's results, as a decorator or a call; also while open.
+
+        The handler's first parameter is validated by its annotation as a subscription's is; what it returns is the
+        reply, what it raises becomes the requester's `RemoteError`. Processes that respond to the same type share
+        the requests.
+
+        ``concurrency``: handlers at a time in this process. ``backlog``: requests that may wait for one; further
+        ones fail at once with `Overloaded`. ``timeout``: of one run; a handler is cancelled then, and also when
+        its requester's deadline has passed. ``idempotent``: a request whose responder died may run again here;
+        otherwise its requester gets `ResponderDown`.
+
+        Awaiting the result waits until requests reach us. Raises `ConfigError` for what cannot work.
+        """
+        options = ResponderOptions(
+            concurrency=concurrency,
+            backlog=backlog,
+            timeout=timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout),
+            idempotent=idempotent,
+        )
+
+        def decorate(function: Callable[P, R]) -> Endpoint[P, R]:
+            return self._add_responder(request_type, function, options)
+
+        return decorate if handler is None else decorate(handler)
+
+    def _add_responder(self, request_type: str, function: Callable[P, R], options: ResponderOptions) -> Endpoint[P, R]:
+        patterns.check_type(request_type)
+        if request_type in self._responders:
+            raise ConfigError(f"this bus responds to {request_type!r} already; one handler answers each type")
+        if self._closing is not None:
+            raise BusClosed(f"{self!r} is closed")
+        service = RespondingService(request_type, compile_handler(function), options)
+        self._responders.add(request_type, service)
+        return Endpoint(service, function, self._stop_responding)
+
+    async def _stop_responding(self, service: RespondingService) -> None:
+        self._responders.discard(service.request_type, service)
+        await service.stop()
+
+    # Watching
+
+    async def monitor(self, session: str | SessionInfo, *, timeout: float | None = None) -> Monitor:
+        """Watch a session: ``await monitor.down`` returns its one `Down` when it ends, however it ends.
+
+        A session that is gone already gives one at once, with the reason ``noproc``. ``timeout`` in seconds for
+        beginning to watch. Raises `BrokerUnavailable`, `BusClosed`.
+        """
+        self._require_open()
+        target = session.id if isinstance(session, SessionInfo) else session
+        seconds = self.settings.connect_timeout if timeout is None else timeout
+        return self._watchers.add(target, await self._broker.watch(target, seconds))
+
+    def monitors(self) -> list[Monitor]:
+        """Return the monitors of this bus that still wait, the oldest first."""
+        return self._watchers.monitors()
+
+    async def leaked_monitors(self) -> list[Monitor]:
+        """Return the monitors whose session is gone, though they have not fired: there should never be one."""
+        return await self._watchers.leaked(session.id for session in await self.sessions())
+
+    def on_down(self, name: str) -> Callable[[F], F]:
+        """Call a function with the `Down` of each session of that name that ends from now on. As a decorator.
+
+        The name is that of its bus. Our own end is not reported. May be async; what it raises is logged.
+        """
+
+        def decorate(function: F) -> F:
+            first = not self._watchers.wanted
+            self._watchers.call(name, function)
+            if first and self._surroundings is not None:
+                self._supervisor.start("on_down", self._watch_all)
+            return function
+
+        return decorate
+
+    async def _watch_all(self) -> None:
+        await self._broker.watch_all(self._watchers.ended, self.settings.connect_timeout)
+
+    async def sessions(self, *, timeout: float | None = None) -> list[SessionInfo]:
+        """Return the sessions that live now, ours included, the oldest first."""
+        self._require_open()
+        seconds = self.settings.connect_timeout if timeout is None else timeout
+        return [status.info for status in await self._broker.sessions(seconds)]
+
+    async def subscribers(self, *, timeout: float | None = None) -> list[SubscriptionStatus]:
+        """Return each subscription with its state, who serves it, and what waits; by name."""
+        self._require_open()
+        seconds = self.settings.connect_timeout if timeout is None else timeout
+        queues, sessions = await asyncio.gather(self._broker.queues(seconds), self._broker.sessions(seconds))
+        return subscription_statuses(queues, sessions, utc_now())
 
     # Subscribing
 
@@ -263,13 +482,7 @@ class Bus:
     def subscribe(
         self,
         *topics: str,
-        name: str | None = None,
-        retry: RetryPolicy = ...,
-        concurrency: int = ...,
-        prefetch: int | None = ...,
-        timeout: timedelta | float = ...,
-        max_crashes: int = ...,
-        durable: bool = ...,
+        **options: Unpack[SubscribeKeywords],
     ) -> Callable[[Callable[P, R]], Subscription[P, R]]: ...
 
     @overload
@@ -277,13 +490,7 @@ class Bus:
         self,
         *topics: str,
         handler: Callable[P, R],
-        name: str | None = None,
-        retry: RetryPolicy = ...,
-        concurrency: int = ...,
-        prefetch: int | None = ...,
-        timeout: timedelta | float = ...,
-        max_crashes: int = ...,
-        durable: bool = ...,
+        **options: Unpack[SubscribeKeywords],
     ) -> Subscription[P, R]: ...
 
     @overload
@@ -292,14 +499,7 @@ class Bus:
         topic: str,
         handler: Callable[P, R],
         /,
-        *,
-        name: str | None = None,
-        retry: RetryPolicy = ...,
-        concurrency: int = ...,
-        prefetch: int | None = ...,
-        timeout: timedelta | float = ...,
-        max_crashes: int = ...,
-        durable: bool = ...,
+        **options: Unpack[SubscribeKeywords],
     ) -> Subscription[P, R]: ...
 
     def subscribe(
@@ -371,34 +571,20 @@ class Bus:
         )
         if spec.name in self._subscriptions:
             raise ConfigError(
-                f"subscription {spec.name!r} is in this bus already, for {self._services[spec.name].spec.patterns}; "
+                f"subscription {spec.name!r} is in this bus already, for {self._subscriptions[spec.name].patterns}; "
                 "give this one another name=..., or one handler both patterns"
             )
         if self._closing is not None:
             raise BusClosed(f"{self!r} is closed")
-        service = Service(spec, handler, options)
+        service = SubscriptionService(spec, handler, options)
         subscription = Subscription(service, function, self._cancel)
-        self._services[spec.name] = service
         self._subscriptions[spec.name] = subscription
-        if self._surroundings is not None:
-            self._start(service, self._surroundings)
+        self._services.add(spec.name, service)
         return subscription
 
-    def _start(self, service: Service, surroundings: Surroundings) -> asyncio.Task[None]:
-        task = service.start(surroundings)
-        self._starting.add(task)
-        task.add_done_callback(self._started)
-        return task
-
-    def _started(self, task: asyncio.Task[None]) -> None:
-        self._starting.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s: %s failed: %s", self.settings.name, task.get_name(), error)
-
-    async def _cancel(self, service: Service, *, delete: bool) -> None:
-        name = service.spec.name
-        if self._services.get(name) is service:
-            del self._services[name], self._subscriptions[name]
+    async def _cancel(self, service: SubscriptionService, *, delete: bool) -> None:
+        if self._services.discard(service.name, service):
+            del self._subscriptions[service.name]
         await service.stop()
         if self._surroundings is not None and (delete or not service.spec.durable):
             await service.delete()
@@ -407,10 +593,11 @@ class Bus:
 
     @property
     def session(self) -> SessionInfo:
-        """The session of this bus; ``id`` is new for each opening. Raises `BusClosed` before it is opened."""
-        if self._session is None:
+        """The session of this bus; its ``id`` is a new one whenever the broker was lost. Raises `BusClosed` before it
+        is opened."""
+        if not self._member.joined:
             raise BusClosed(f"{self!r} has no session before it is open")
-        return self._session
+        return self._member.session
 
     @property
     def broker(self) -> Broker:
@@ -422,18 +609,13 @@ class Bus:
         return BusStats(
             publisher=self._publisher.stats,
             subscriptions={name: service.stats() for name, service in self._services.items()},
+            requests=self._requester.stats,
+            responders={name: service.stats for name, service in self._responders.items()},
             broker=self._broker.health(),
         )
 
     def __repr__(self) -> str:
         return f"<Bus {self.settings.name!r} at {masked(self.settings.url)}>"
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("signalbus-router")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # run from a source tree
 
 
 def _checked(topics: tuple[str, ...]) -> tuple[str, ...]:

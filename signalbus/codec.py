@@ -31,7 +31,11 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 EPOCH = datetime.fromtimestamp(0, UTC)  # the time of signals that name none
 
+#: Where its publisher waits to hear what became of a signal: the id of a session. Not shown to handlers.
+RECEIPT_TO = PREFIX + "receiptto"
+
 _ID, _TYPE, _SOURCE, _TIME, _SPEC = (PREFIX + name for name in ("id", "type", "source", "time", "specversion"))
+_RECEIPT_TO = RECEIPT_TO.removeprefix(PREFIX)
 _OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
 _OPTIONAL_HEADERS = tuple((name, PREFIX + name) for name in _OPTIONAL)
 
@@ -122,6 +126,8 @@ def decode(encoded: EncodedSignal) -> Signal:
     for name, value in attributes.items():
         if name == "time":
             time = _read_time(value)
+        elif name == _RECEIPT_TO:
+            continue
         elif name in ATTRIBUTES:
             if not isinstance(value, str):
                 raise DecodeError(f"attribute {name!r} is {type(value).__name__}, not a string")

@@ -57,12 +57,13 @@ class Settings:
     name: str = "signalbus"  # the source of signals that name none
     max_signal_bytes: int = 16 * 1024 * 1024  # RabbitMQ 4 refuses more by default
     publish_timeout: float = 30.0
+    request_timeout: float = 30.0
     connect_timeout: float = 30.0
     drain_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         parse_url(self.url)
-        for name in ("max_signal_bytes", "publish_timeout", "connect_timeout", "drain_timeout"):
+        for name in ("max_signal_bytes", "publish_timeout", "request_timeout", "connect_timeout", "drain_timeout"):
             value = getattr(self, name)
             if not value > 0:
                 raise ConfigError(f"setting {name} is {value}; it must be greater than 0")

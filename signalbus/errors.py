@@ -14,6 +14,16 @@
     │   ├── PublishUnconfirmed      outcome unknown: repeat with the same id
     │   └── StorageError            the store refuses to work: full, damaged, not permitted
     ├── BatchError                  some signals of a batch were not stored
+    ├── NotSettled                  stored, but not settled by every subscription in time
+    ├── AudienceMismatch            other subscriptions match than were expected; nothing was sent
+    ├── RequestError                a request that has no reply
+    │   ├── NoResponder             nobody responds to its type; not run
+    │   ├── Overloaded              too many requests wait already; not run
+    │   ├── RemoteError             its handler raised
+    │   ├── ResponderDown           its responder died while it had it; may have run
+    │   ├── ReplyLost               our own connection was lost; may have run
+    │   └── RequestTimeout          no reply before the deadline; may have run
+    ├── MonitorCancelled            a monitor is awaited that was cancelled
     ├── BusClosed                   used after ``aclose`` or before it is open
     └── Escalated                   a part of the bus failed again and again
 
@@ -25,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from .receipts import Receipt
+from .receipts import Outcome, Receipt
 
 
 class SignalBusError(Exception):
@@ -105,6 +115,90 @@ class BatchError(SignalBusError):
             "The attribute 'outcomes' has a receipt or an error for each, in order"
         )
         self.outcomes = tuple(outcomes)
+
+
+class NotSettled(SignalBusError):
+    """Raised by ``publish(until="acked")`` when some subscription has not settled the signal before the deadline.
+
+    The signal is stored. ``receipt.subscriptions`` says what is known of each; ``pending`` means only that: not yet
+    known to be settled.
+    """
+
+    def __init__(self, receipt: Receipt, timeout: float) -> None:
+        pending = [each.subscription for each in receipt.subscriptions if each.outcome is Outcome.PENDING]
+        super().__init__(
+            f"signal {receipt.id} is stored, but not settled within {timeout:g} s by {', '.join(pending)}; "
+            "it goes on by itself, so do not publish it again. 'signalbus subscribers' shows who serves them"
+        )
+        self.receipt = receipt
+
+
+class AudienceMismatch(SignalBusError):
+    """Raised by ``publish(expect=...)`` when another number of subscriptions matches; nothing was sent.
+
+    ``actual`` names those that match.
+    """
+
+    def __init__(self, signal_type: str, expected: int, actual: Sequence[str]) -> None:
+        super().__init__(
+            f"{len(actual)} subscriptions match {signal_type!r}, not {expected}: {', '.join(actual) or 'none'}; "
+            "nothing was sent. 'signalbus subscribers' lists them"
+        )
+        self.expected = expected
+        self.actual = tuple(actual)
+
+
+class RequestError(SignalBusError):
+    """Base of the errors of a request. ``request_type`` is its type, ``request_id`` the id it was sent with."""
+
+    def __init__(self, request_id: str, request_type: str, message: str) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+        self.request_type = request_type
+
+
+class NoResponder(RequestError):
+    """Raised at once when nobody responds to the type of a request; nothing has run."""
+
+
+class Overloaded(RequestError):
+    """Raised at once when more requests wait for the responders than they take; this one has not run."""
+
+
+class ResponderDown(RequestError):
+    """Raised when the responder died while it had the request: it may have run, in whole or in part."""
+
+
+class ReplyLost(RequestError):
+    """Raised when the requester's own connection to the broker was lost: the request may have run."""
+
+
+class RequestTimeout(RequestError):
+    """Raised when no reply came before the deadline: the request may have run, or run still."""
+
+
+class RemoteError(RequestError):
+    """Raised when the handler of the request raised; ``type``, ``message`` and ``traceback`` are texts of its error."""
+
+    def __init__(
+        self,
+        request_id: str,
+        request_type: str,
+        *,
+        type: str,  # noqa: A002 - the word for it, also in Python
+        message: str,
+        traceback: str,
+        session: str,
+    ) -> None:
+        super().__init__(request_id, request_type, f"{request_type}: its responder raised {type}: {message}")
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+        self.session = session
+
+
+class MonitorCancelled(SignalBusError):
+    """Raised by awaiting the ``down`` of a monitor that was cancelled, or whose bus was closed."""
 
 
 class BusClosed(SignalBusError):

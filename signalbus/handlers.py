@@ -70,21 +70,19 @@ class Handler:
     takes_delivery: bool
     is_async: bool
 
-    async def __call__(self, delivery: Delivery, threads: Executor) -> None:
-        """Run the handler on a delivery; a sync function in one of ``threads``."""
+    async def __call__(self, delivery: Delivery, threads: Executor) -> object:
+        """Run the handler on a delivery and return its result; a sync function in one of ``threads``."""
         argument = self.read(delivery.encoded)
         arguments = (argument, delivery) if self.takes_delivery else (argument,)
         if self.is_async:
-            await cast("Awaitable[object]", self.function(*arguments))
-            return
+            return await cast("Awaitable[object]", self.function(*arguments))
         context = contextvars.copy_context()
 
         def call() -> object:
             return context.run(_call, self.function, arguments)
 
         result = await asyncio.get_running_loop().run_in_executor(threads, call)
-        if inspect.isawaitable(result):
-            await result
+        return await result if inspect.isawaitable(result) else result
 
 
 def _call(function: HandlerFunction, arguments: tuple[object, ...]) -> object:
@@ -178,15 +176,25 @@ def _reader(annotation: object, name: str) -> Callable[[EncodedSignal], object]:
                 return adapter.validate_json(body)
             return adapter.validate_python(codec.decode_data(body, content_type))
         except ValidationError as error:
-            raise DecodeError(f"the data does not fit handler {name!r}: {_problems(error)}") from error
+            raise DecodeError(f"the data does not fit handler {name!r}: {problems(error)}") from error
 
     return read
 
 
-def _problems(error: ValidationError) -> str:
+def problems(error: ValidationError) -> str:
     """Name the places and the reasons, but not the data: it may be secret, or huge."""
-    problems = [
+    found = [
         f"{'.'.join(str(step) for step in problem['loc']) or 'data'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
     ]
-    return "; ".join(problems)[:PROBLEM_LIMIT]
+    return "; ".join(found)[:PROBLEM_LIMIT]
+
+
+async def absorb_cancellation(task: asyncio.Task[object]) -> None:
+    """Undo a cancellation with which a handler meant itself: what is to be done after it must not be cancelled too."""
+    while task.uncancel():
+        pass
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        pass  # asked for as the handler's last act, it was still to come

@@ -1,10 +1,14 @@
-"""Who is connected, and how that ended. Values only; knows no broker."""
+"""Who is connected, what it says of itself, and how that ended. Values only; knows no broker."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import cast
+
+import orjson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +56,60 @@ class Down:
     at: datetime
     name: str = ""
     unsettled: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceReport:
+    """What a session says of one subscription it serves, or one type it responds to.
+
+    ``in_flight``: handlers that run. ``waiting``: deliveries in hand for which none runs yet. ``stuck_seconds``: since
+    it last settled anything while it held something. ``usual_seconds``: what its handler takes on average.
+    """
+
+    name: str
+    concurrency: int
+    in_flight: int
+    waiting: int = 0
+    stuck_seconds: float = 0.0
+    usual_seconds: float = 0.0
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionReport:
+    """What a session says of itself."""
+
+    subscriptions: tuple[ServiceReport, ...] = ()
+    responders: tuple[ServiceReport, ...] = ()
+
+    @property
+    def in_flight(self) -> int:
+        """How many handlers run."""
+        return sum(service.in_flight for service in (*self.subscriptions, *self.responders))
+
+    @property
+    def last_error(self) -> str:
+        """An error that one of its handlers had, if any."""
+        return next((each.last_error for each in (*self.subscriptions, *self.responders) if each.last_error), "")
+
+
+def encode_report(report: SessionReport) -> bytes:
+    """Return a report as it travels."""
+    return orjson.dumps(asdict(report))
+
+
+def decode_report(encoded: bytes) -> SessionReport:
+    """Return a report that travelled; an empty one if it cannot be read (another version's)."""
+    try:
+        fields = cast("Mapping[str, list[Mapping[str, object]]]", orjson.loads(encoded))
+        return SessionReport(
+            subscriptions=tuple(_service(service) for service in fields["subscriptions"]),
+            responders=tuple(_service(service) for service in fields["responders"]),
+        )
+    except (ValueError, TypeError, KeyError):
+        return SessionReport()
+
+
+def _service(fields: Mapping[str, object]) -> ServiceReport:
+    known = {name: fields[name] for name in ServiceReport.__slots__ if name in fields}
+    return ServiceReport(**known)  # type: ignore[arg-type]  # another session's word; only shown

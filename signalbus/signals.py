@@ -27,6 +27,7 @@ INT_RANGE = range(-(2**31), 2**31)  # CloudEvents "Integer" is 32 bits
 ATTRIBUTES = frozenset(
     {"specversion", "id", "type", "source", "subject", "time", "datacontenttype", "dataschema"}
     | {"data", "data_base64", "correlationid", "causationid", "traceparent", "tracestate"}
+    | {"receiptto"}  # ours: see `codec.RECEIPT_TO`
 )
 
 _OPTIONAL = (

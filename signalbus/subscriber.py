@@ -10,12 +10,14 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypedDict
 
 from .brokers.base import Broker, Consumer, Incoming, SubscriptionSpec
+from .codec import RECEIPT_TO
 from .delivery import (
     ACK,
     RELEASE,
@@ -29,8 +31,10 @@ from .delivery import (
     describe,
 )
 from .errors import BrokerError, ConfigError, DecodeError, Retry
-from .handlers import Delivery, Handler
+from .handlers import Delivery, Handler, absorb_cancellation
 from .policy import RetryPolicy
+from .services import Tell
+from .sessions import ServiceReport
 from .signals import utc_now
 
 log = logging.getLogger(__name__)
@@ -41,9 +45,22 @@ FIRST_PAUSE = 0.5  # seconds before repeating what the broker could not do; doub
 LONGEST_PAUSE = 5.0
 VERDICTS = 4_096  # verdicts remembered until their signals come again
 ACKS = 1_024  # acks remembered in case their connection lost them; more than are on their way at a time
+USUAL_WEIGHT = 0.1  # of the newest run in the average of what a handler takes
 VERDICT_SECONDS = 600.0  # a redelivery comes within seconds; much later it is something else
 
 _Key = tuple[str, str]
+
+
+class SubscribeKeywords(TypedDict, total=False):
+    """The keyword arguments of `Bus.subscribe`, but for the handler."""
+
+    name: str | None
+    retry: RetryPolicy
+    concurrency: int
+    prefetch: int | None
+    timeout: timedelta | float
+    max_crashes: int
+    durable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +164,8 @@ class Subscriber:
         spec: SubscriptionSpec,
         handler: Handler,
         options: SubscriberOptions,
-        session: str,
+        session: Callable[[], str],
+        tell: Tell,
     ) -> None:
         self.stats = SubscriptionStats()
         self.ready = asyncio.Event()  # the broker counts us as a consumer
@@ -156,6 +174,9 @@ class Subscriber:
         self._handler = handler
         self._options = options
         self._session = session
+        self._tell = tell
+        self._progress = 0.0  # when we last settled one, or took one with empty hands
+        self._usual = 0.0  # seconds a handler takes, as a moving average
         self._wanted = asyncio.Event()  # cleared while paused
         self._wanted.set()
         self._stopping = False
@@ -167,6 +188,19 @@ class Subscriber:
         self._cancelling = False
         self._tasks: set[asyncio.Task[object]] = set()
         self._threads = ThreadPoolExecutor(options.concurrency, thread_name_prefix=f"signalbus-{spec.name}")
+
+    def report(self) -> ServiceReport:
+        """Return what to say of it to others."""
+        holds = any(stream.held for stream in self._streams)
+        return ServiceReport(
+            name=self._spec.name,
+            concurrency=self._options.concurrency,
+            in_flight=self.stats.in_flight,
+            waiting=self.stats.waiting,
+            stuck_seconds=asyncio.get_running_loop().time() - self._progress if holds else 0.0,
+            usual_seconds=self._usual,
+            last_error=self.stats.last_error,
+        )
 
     async def serve(self, timeout: float) -> None:
         """Consume and handle until `stop`; through pauses and losses of the broker. ``timeout`` for each call to it."""
@@ -251,6 +285,8 @@ class Subscriber:
         self.stats.waiting = 0
 
     def _take(self, stream: _Stream, batch: Sequence[Incoming]) -> None:
+        if not any(other.held for other in self._streams):
+            self._progress = asyncio.get_running_loop().time()
         stream.held += len(batch)
         self.stats.received += len(batch)
         for incoming in batch:
@@ -307,16 +343,19 @@ class Subscriber:
 
     async def _handle(self, stream: _Stream, run: _Run, key: _Key) -> None:
         incoming = run.incoming
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             settlement = await self._run(incoming)
         finally:
+            self._usual += USUAL_WEIGHT * (clock() - began - self._usual)
             # The slot is free as soon as the handler ended: the next one need not wait for our commit.
             self.stats.in_flight -= 1
             if self._waiting:
                 self._start_waiting()
         task = asyncio.current_task()
         if task is not None and task.cancelling() and not self._cancelling:
-            await _absorb(task)
+            await absorb_cancellation(task)
         recorded = await self._settle(stream, incoming, settlement)
         for twin_stream, twin in run.twins:
             # Once the verdict is recorded, further copies are duplicates.
@@ -360,7 +399,7 @@ class Subscriber:
 
     def _after(self, error: BaseException, incoming: Incoming) -> Settlement:
         name, signal = self._spec.name, incoming.signal
-        failure = describe(error, attempt=incoming.attempt, at=utc_now(), session=self._session)
+        failure = describe(error, attempt=incoming.attempt, at=utc_now(), session=self._session())
         settlement = after_failure(
             error,
             failure,
@@ -407,7 +446,10 @@ class Subscriber:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
         stream.held -= 1
+        self._progress = asyncio.get_running_loop().time()
         self._count(settlement, recorded)
+        if recorded and (to := incoming.signal.headers.get(RECEIPT_TO)) is not None:
+            self._tell(str(to), incoming.signal.id, self._spec.name, settlement)
         if stream.ended:
             await self._retire(stream)
         return recorded
@@ -433,13 +475,3 @@ def _remember(verdicts: _Verdicts, key: _Key, incoming: Incoming, settlement: Se
     verdicts[key] = _Verdict(incoming.attempt, incoming.crashes, settlement, at)
     if len(verdicts) > limit:
         verdicts.popitem(last=False)
-
-
-async def _absorb(task: asyncio.Task[object]) -> None:
-    """Undo a cancellation with which a handler meant itself: settling must not be cancelled too."""
-    while task.uncancel():
-        pass
-    try:
-        await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        pass  # asked for as the handler's last act, it was still to come

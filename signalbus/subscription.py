@@ -1,6 +1,6 @@
 """A subscription as its owner holds it: a handler that is served, from the opening of its bus to the end.
 
-`Service` is the part that the bus starts and stops; `Subscription` is the handle that users get.
+`SubscriptionService` is the part that the bus starts and stops; `Subscription` is the handle that users get.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
 from typing import Generic, ParamSpec, Protocol, Self, TypeVar
 
 from .brokers.base import Broker, SubscriptionSpec
 from .errors import BrokerUnavailable, BusClosed
 from .handlers import Handler
+from .services import Surroundings
+from .sessions import ServiceReport
 from .subscriber import Subscriber, SubscriberOptions, SubscriptionStats
-from .supervision import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +27,7 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What an open bus lends to its services. ``timeout`` in seconds, for each call to the broker."""
-
-    broker: Broker
-    session: str
-    supervisor: Supervisor
-    timeout: float
-    drain_timeout: float
-
-
-class Service:
+class SubscriptionService:
     """Serves one subscription in an open bus. Started once, stopped once."""
 
     def __init__(self, spec: SubscriptionSpec, handler: Handler, options: SubscriberOptions) -> None:
@@ -50,6 +39,11 @@ class Service:
         self._starting: asyncio.Task[None] | None = None
         self._serving: asyncio.Task[None] | None = None
         self._paused = False
+
+    @property
+    def name(self) -> str:
+        """The name of the subscription."""
+        return self.spec.name
 
     def start(self, surroundings: Surroundings) -> asyncio.Task[None]:
         """Begin to declare and serve; the task ends when the broker counts us as a consumer, or fails."""
@@ -96,10 +90,16 @@ class Service:
         """Return the counters since the start."""
         return self._subscriber.stats if self._subscriber is not None else SubscriptionStats()
 
+    def report(self) -> ServiceReport | None:
+        """Return what to say of it to others; nothing before it is served."""
+        return self._subscriber.report() if self._subscriber is not None else None
+
     async def _start(self, surroundings: Surroundings) -> None:
         broker, timeout = surroundings.broker, surroundings.timeout
         await self._declare(broker, timeout)
-        subscriber = Subscriber(broker, self.spec, self._handler, self._options, surroundings.session)
+        subscriber = Subscriber(
+            broker, self.spec, self._handler, self._options, surroundings.session, surroundings.tell
+        )
         self._subscriber = subscriber
         if self._paused:
             await subscriber.pause()
@@ -131,13 +131,13 @@ class Service:
 
 
 class _Cancel(Protocol):
-    def __call__(self, service: Service, *, delete: bool) -> Awaitable[None]: ...
+    def __call__(self, service: SubscriptionService, *, delete: bool) -> Awaitable[None]: ...
 
 
 class Subscription(Generic[P, R_co]):
     """A handler with the patterns it serves. Calling it calls the handler; awaiting it waits until it is served."""
 
-    def __init__(self, service: Service, function: Callable[P, R_co], cancel: _Cancel) -> None:
+    def __init__(self, service: SubscriptionService, function: Callable[P, R_co], cancel: _Cancel) -> None:
         functools.update_wrapper(self, function)
         self._service = service
         self._function = function

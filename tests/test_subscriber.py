@@ -81,8 +81,14 @@ class Setup:
         self.broker = FakeBroker()
         spec = SubscriptionSpec(name="orders", patterns=("#",))
         options = {"retry": AT_ONCE, **options}
+        self.told: list[tuple[str, str, str, Settlement]] = []
         self.subscriber = Subscriber(
-            cast("Broker", self.broker), spec, compile_handler(handler), SubscriberOptions(**options), "session"
+            cast("Broker", self.broker),
+            spec,
+            compile_handler(handler),
+            SubscriberOptions(**options),
+            lambda: "session",
+            lambda *word: self.told.append(word),
         )
         self.stats = self.subscriber.stats
 

@@ -12,7 +12,8 @@ from signalbus import BrokerUnavailable, BusClosed, ConfigError, StorageError
 from signalbus.brokers.base import Broker, Incoming, SubscriptionSpec
 from signalbus.handlers import compile_handler
 from signalbus.subscriber import SubscriberOptions
-from signalbus.subscription import Service, Subscription, Surroundings
+from signalbus.services import Surroundings
+from signalbus.subscription import Subscription, SubscriptionService
 from signalbus.supervision import Supervisor
 from tests.support import eventually
 
@@ -62,12 +63,13 @@ class Setup:
     def __init__(self, broker: ScriptedBroker, timeout: float = 5.0) -> None:
         self.errors: list[BaseException] = []
         self.supervisor = Supervisor("test", self.errors.append)
-        self.service = Service(
+        self.service = SubscriptionService(
             SubscriptionSpec(name="orders", patterns=("#",)), compile_handler(handle), SubscriberOptions()
         )
         self.surroundings = Surroundings(
             broker=cast("Broker", broker),
-            session="s",
+            session=lambda: "s",
+            tell=lambda *_: None,
             supervisor=self.supervisor,
             timeout=timeout,
             drain_timeout=1.0,
@@ -141,9 +143,9 @@ async def test_a_paused_subscription_starts_paused() -> None:
 
 
 async def test_a_subscription_is_awaited_in_an_open_bus_and_called_like_its_function() -> None:
-    cancelled: list[Service] = []
+    cancelled: list[SubscriptionService] = []
 
-    async def cancel(service: Service, *, delete: bool) -> None:
+    async def cancel(service: SubscriptionService, *, delete: bool) -> None:
         cancelled.append(service)
 
     def add(first: int, second: int = 2) -> int:

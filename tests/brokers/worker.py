@@ -70,7 +70,7 @@ async def subscribe(job: Job, log: Log) -> None:
         retry=RetryPolicy(max_attempts=job.max_attempts, initial=timedelta(seconds=0.05), jitter=False),
     )
     async with bus:
-        say_ready()
+        say_ready(bus)
         if job.behaviour == "die-after-ack":
             await eventually(lambda: subscription.stats().acked, interval=0.001)
             die()
@@ -80,7 +80,7 @@ async def subscribe(job: Job, log: Log) -> None:
 async def publish(job: Job, log: Log) -> None:
     """Publish ``count`` numbered signals; the log says invoke, then ok, fail or info, as Jepsen's histories do."""
     async with make_bus(job) as bus:
-        say_ready()
+        say_ready(bus)
         for number in range(job.first, job.first + job.count):
             signal_ = Signal(type="work.item", data=number, source="worker")
             log("invoke", data=number, id=signal_.id)
@@ -98,13 +98,78 @@ async def publish(job: Job, log: Log) -> None:
         await wait_stdin_closed()
 
 
+async def respond(job: Job, log: Log) -> None:
+    """Respond to the type ``name``, and to ``inner`` with an echo."""
+    bus = make_bus(job)
+
+    @bus.respond(job.name, concurrency=job.concurrency, backlog=job.backlog, idempotent=job.idempotent)
+    async def answer(data: object, delivery: Delivery) -> object:
+        log("start", data=data, id=delivery.id, redelivered=delivery.redelivered)
+        match job.behaviour:
+            case "hold":
+                await asyncio.Event().wait()
+            case "die-before-effect":
+                die()
+            case "die-on-fatal" if data == "fatal":
+                die()
+            case "block":
+                time.sleep(job.seconds)  # noqa: ASYNC251 - the fault to be shown
+            case "sleep":
+                await asyncio.sleep(job.seconds)
+            case "nested":
+                return await bus.request("inner", data, timeout=job.timeout)
+            case _:
+                pass
+        log("effect", data=data, id=delivery.id)
+        if job.behaviour == "die-after-effect":
+            die()
+        return {"data": data, "pid": os.getpid()}
+
+    @bus.respond("inner", concurrency=1)
+    async def inner(data: object) -> object:
+        return {"inner": data}
+
+    async with bus:
+        say_ready(bus)
+        await wait_stdin_closed()
+
+
+async def request(job: Job, log: Log) -> None:
+    """Send ``count`` requests of the type ``name``, one after the other."""
+    async with make_bus(job) as bus:
+        say_ready(bus)
+        for number in range(job.first, job.first + job.count):
+            log("asked", data=number)
+            try:
+                reply = await bus.request(job.name, number, timeout=job.timeout)
+            except SignalBusError as error:
+                log("error", data=number, error=type(error).__name__)
+            else:
+                log("reply", data=number, reply=reply)
+        await wait_stdin_closed()
+
+
+async def watch(job: Job, log: Log) -> None:
+    """Monitor the session ``target``."""
+    async with make_bus(job) as bus:
+        monitor = await bus.monitor(job.target)
+        say_ready(bus)
+        closed = asyncio.create_task(wait_stdin_closed())
+        down = asyncio.ensure_future(monitor.down)
+        await asyncio.wait({closed, down}, return_when=asyncio.FIRST_COMPLETED)
+        if down.done():
+            log("down", session=down.result().session, reason=down.result().reason)
+        down.cancel()
+        await closed
+
+
 def make_bus(job: Job) -> Bus:
     settings = {"name": "worker", "connect_timeout": 20.0, "publish_timeout": 5.0, "drain_timeout": 2.0, **job.options}
     return Bus(job.url, **settings)
 
 
-def say_ready() -> None:
-    print("ready", flush=True)
+def say_ready(bus: Bus) -> None:
+    print(f"ready {bus.session.id}", flush=True)
 
 
 async def wait_stdin_closed() -> None:
@@ -117,10 +182,13 @@ async def wait_stdin_closed() -> None:
         transport.close()
 
 
+ROLES = {"subscribe": subscribe, "publish": publish, "respond": respond, "request": request, "watch": watch}
+
+
 def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
     log = Log(job.log)
-    asyncio.run(publish(job, log) if job.role == "publish" else subscribe(job, log))
+    asyncio.run(ROLES[job.role](job, log))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,10 @@ class Job:
     seconds: float = 0.0
     first: int = 0
     count: int = 0
+    idempotent: bool = False
+    backlog: int = 1_000
+    timeout: float = 10.0
+    target: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,13 +86,15 @@ class Worker:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.pid = process.pid
+        self.session = ""  # of its bus, once it is ready
 
     async def wait_ready(self) -> None:
         """Wait until it serves."""
         assert self._process.stdout is not None
         async with asyncio.timeout(DEADLINE):
             line = await self._process.stdout.readline()
-        assert line == b"ready\n", f"the worker said {line!r}"
+        assert line.startswith(b"ready "), f"the worker said {line!r}"
+        self.session = line.split()[1].decode()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""

@@ -15,7 +15,14 @@ from tests.brokers_available import LocalNode, RabbitMQ, local_node, rabbitmq_fo
 from tests.leaks import LeakCheck
 
 # Before anything imports them: helpers whose asserts should explain themselves.
-pytest.register_assert_rewrite("tests.brokers.contract", "tests.brokers.world", "tests.faults.history", "tests.support")
+pytest.register_assert_rewrite(
+    "tests.brokers.contract",
+    "tests.brokers.contract_liveness",
+    "tests.brokers.contract_requests",
+    "tests.brokers.world",
+    "tests.faults.history",
+    "tests.support",
+)
 
 NO_RABBITMQ = "no RabbitMQ: install rabbitmq-server, start Docker, or set SIGNALBUS_TEST_AMQP_URL"
 BROKERS = ("sqlite", "rabbitmq-quorum", "rabbitmq-classic")

@@ -11,8 +11,8 @@ import pytest
 from signalbus import BrokerUnavailable, BusClosed, ConfigError, StorageError
 from signalbus.brokers.base import Broker, Incoming, SubscriptionSpec
 from signalbus.handlers import compile_handler
-from signalbus.subscriber import SubscriberOptions
 from signalbus.services import Surroundings
+from signalbus.subscriber import SubscriberOptions
 from signalbus.subscription import Subscription, SubscriptionService
 from signalbus.supervision import Supervisor
 from tests.support import eventually

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.brokers import contract
+from tests.brokers.suite import NAMES, SUITE
 from tests.brokers.world import World
 
 pytestmark = pytest.mark.rabbitmq
 KINDS = ["rabbitmq-quorum", "rabbitmq-classic"]
 
 
-@pytest.mark.parametrize("behaviour", contract.CONTRACT, ids=[function.__name__ for function in contract.CONTRACT])
+@pytest.mark.parametrize("behaviour", SUITE, ids=NAMES)
 @pytest.mark.parametrize("broker", KINDS)
 async def test_contract(behaviour: contract.Behaviour, broker: str, rabbitmq_world: World) -> None:
     await behaviour(rabbitmq_world)

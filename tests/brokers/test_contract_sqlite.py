@@ -8,10 +8,11 @@ import pytest
 
 from signalbus import ConfigError, SignalBusError, StorageError
 from tests.brokers import contract
+from tests.brokers.suite import NAMES, SUITE
 from tests.brokers.world import World
 
 
-@pytest.mark.parametrize("behaviour", contract.CONTRACT, ids=[function.__name__ for function in contract.CONTRACT])
+@pytest.mark.parametrize("behaviour", SUITE, ids=NAMES)
 @pytest.mark.parametrize("broker", ["sqlite"])
 async def test_contract(behaviour: contract.Behaviour, broker: str, sqlite_world: World) -> None:
     await behaviour(sqlite_world)

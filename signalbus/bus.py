@@ -311,7 +311,7 @@ class Bus:
     @overload
     async def request(
         self,
-        request_type: str,
+        signal: Signal | str,
         data: object = None,
         /,
         *,
@@ -322,7 +322,7 @@ class Bus:
     @overload
     async def request(
         self,
-        request_type: str,
+        signal: Signal | str,
         data: object = None,
         /,
         *,
@@ -332,14 +332,14 @@ class Bus:
 
     async def request(
         self,
-        request_type: str,
+        signal: Signal | str,
         data: object = None,
         /,
         *,
         reply: type[T] | None = None,
         timeout: float | None = None,
     ) -> T | object:
-        """Send a request to one of those who respond to its type, and return the reply.
+        """Send a request, a type with data or a whole signal, to one of those who respond to it; return the reply.
 
         ``reply``: what the reply is validated as (model, dataclass, TypedDict, builtin, ``bytes``); decoded JSON if
         none is given. ``timeout`` in seconds, by default ``request_timeout``; the responder knows it, and stops then.
@@ -349,7 +349,7 @@ class Bus:
         `BrokerUnavailable` and `Backpressure` (not sent), `DecodeError` (the reply is no ``reply``), `BusClosed`.
         """
         seconds = self.settings.request_timeout if timeout is None else timeout
-        encoded = self._encode(Signal(type=request_type, data=data))
+        encoded = self._encode(signal if isinstance(signal, Signal) else Signal(type=signal, data=data))
         self._publisher.check_size(encoded)
         self._require_open()
         if self._responders.starting:

@@ -7,7 +7,10 @@ COMMANDS = {
     "run": "serve the subscriptions of a bus: module:bus",
     "demo": "show the bus at work: a month of flights, a killed subscriber, nothing lost",
     "publish": "publish a signal, or many from JSON lines",
+    "request": "send a request and print the reply",
+    "respond": "respond to requests: with an echo, or with a program's output",
     "tail": "show signals as they are published",
+    "subscribers": "list who serves each subscription, and whether it gets anywhere",
     "topology": "list the subscriptions and what their queues hold",
     "doctor": "check this machine and the broker, and say what to do",
     "version": "show versions",
@@ -42,10 +45,11 @@ Examples:
   signalbus demo
   signalbus run shop.signals:bus --workers 2
   signalbus publish order.placed '{{"order_id": "A1", "total": 9.5}}'
+  signalbus request quote.get '{{"symbol": "ABC"}}'
   signalbus tail 'order.*' --json
 """
 
 
 def help_text() -> str:
     """Return the help of the whole program."""
-    return HELP.format(commands="\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items()))
+    return HELP.format(commands="\n".join(f"  {name:<11} {summary}" for name, summary in COMMANDS.items()))

@@ -59,6 +59,11 @@ class Output:
         return Console(stderr=stderr, no_color=no_color, width=width, highlight=False, markup=False, emoji=False)
 
     @property
+    def watched(self) -> bool:
+        """Whether data goes to a terminal."""
+        return sys.stdout.isatty()
+
+    @property
     def animated(self) -> bool:
         """Whether progress may move on stderr."""
         return sys.stderr.isatty() and not self._options.quiet and os.environ.get("TERM") != "dumb"

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ..codec import JSON, decode_data, encode, is_json
-from ..errors import DecodeError
+from ..bus import PublishKeywords
+from ..codec import JSON, encode, is_json
+from ..errors import NotSettled
+from ..receipts import Outcome, Receipt
 from ..signals import ExtensionValue, Signal
+from .bodies import checked, read_body
 from .connect import command_bus, command_name
+from .escapes import escape
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .lines import LineReport, open_input, publish_lines
 from .options import NO_OPTIONS, Options, flag
 from .output import Output, log_to_stderr
 
+_GLYPHS = {Outcome.ACKED: "✓", Outcome.DEAD: "✗", Outcome.PENDING: "…"}
+
 EXAMPLES = """Examples:
   signalbus publish order.placed '{"order_id": "A1", "total": 9.5}'
   echo '{"order_id": "A2"}' | signalbus publish order.placed -
   signalbus publish photo.taken @photo.jpg --content-type image/jpeg
+  signalbus publish order.placed '{"order_id": "A3"}' --until acked --timeout 5
   signalbus publish order.placed @orders.jsonl --lines
   signalbus tail --json | signalbus publish --lines --url amqp://other/"""
 
@@ -39,12 +47,18 @@ def publish(
     unroutable: Annotated[
         Literal["raise", "ignore"], Parameter(help="What to do when no subscription matches.")
     ] = "raise",
+    until: Annotated[
+        Literal["stored", "acked"], Parameter(help="Return when it is stored, or when every subscription settled it.")
+    ] = "stored",
+    expect: Annotated[int | None, Parameter(help="Publish only if so many subscriptions match.")] = None,
     dry_run: Annotated[bool, flag("--dry-run", "Check everything and publish nothing.")] = False,
     options: Options = NO_OPTIONS,
 ) -> int:
     """Publish a signal; returns when the broker has stored it for every matching subscription.
 
-    With --lines, bad lines are reported by number and the others are published; the exit code is 6 then.
+    With --until acked it prints what became of it at each subscription; the exit code is 6 if it is dead at one, and
+    7 if one has not settled it before --timeout. With --lines, bad lines are reported by number and the others are
+    published; the exit code is 6 then.
     """
     log_to_stderr(options)
     if lines and body is None and (type is None or type.startswith("@")):
@@ -54,7 +68,7 @@ def publish(
     def signal_of(data: bytes, type_: str) -> Signal:
         return Signal(
             type=type_,
-            data=_data(data, content_type),
+            data=checked(data, content_type),
             source=source or "",
             subject=subject,
             datacontenttype=content_type or (JSON if data or lines else None),
@@ -72,13 +86,12 @@ def publish(
         )
     if type is None:
         raise CommandError("a type is missing", code=Exit.USAGE, advice="signalbus publish --help")
-    signal = signal_of(_body(body), type)
-    return run_interruptible(lambda: _publish_one(signal, dry_run=dry_run, unroutable=unroutable, options=options))
+    signal = signal_of(read_body(body), type)
+    how: PublishKeywords = {"unroutable": unroutable, "until": until, "expect": expect}
+    return run_interruptible(lambda: _publish_one(signal, how, dry_run=dry_run, options=options))
 
 
-async def _publish_one(
-    signal: Signal, *, dry_run: bool, unroutable: Literal["raise", "ignore"], options: Options
-) -> int:
+async def _publish_one(signal: Signal, how: PublishKeywords, *, dry_run: bool, options: Options) -> int:
     output = Output(options)
     if dry_run:
         encoded = encode(signal, default_source=command_name())
@@ -88,7 +101,17 @@ async def _publish_one(
             output.line(f"would publish {signal.type} {signal.id}, {encoded.size} bytes")
         return Exit.OK
     async with command_bus(options) as bus:
-        receipt = await bus.publish(signal, unroutable=unroutable)
+        try:
+            receipt = await bus.publish(signal, **how)
+        except NotSettled as error:
+            _show(error.receipt, output, options)
+            raise
+    _show(receipt, output, options)
+    dead = any(each.outcome is Outcome.DEAD for each in receipt.subscriptions)
+    return Exit.BAD_OUTCOME if dead else Exit.OK
+
+
+def _show(receipt: Receipt, output: Output, options: Options) -> None:
     if options.json:
         output.json(
             id=receipt.id,
@@ -96,10 +119,13 @@ async def _publish_one(
             routed=receipt.routed,
             stored_at=receipt.stored_at.isoformat(),
             attempts=receipt.attempts,
+            subscriptions=[asdict(each) for each in receipt.subscriptions],
         )
     elif not options.quiet:
         output.line(f"{receipt.id} {receipt.type} {'✓ stored' if receipt.routed else '· no subscription matches'}")
-    return Exit.OK
+        for each in receipt.subscriptions:
+            words = f"{_GLYPHS[each.outcome]} {each.outcome}  {each.subscription}  {each.detail}"
+            output.line(f"  {escape(words.rstrip())}")
 
 
 async def _publish_lines(
@@ -123,28 +149,6 @@ async def _publish_lines(
     elif not options.quiet:
         output.line(f"{'would publish' if dry_run else 'published'} {report.summary()}")
     return report.exit_code
-
-
-def _body(body: str | None) -> bytes:
-    if body is None:
-        return b""
-    if not body.startswith("@"):
-        return body.encode("utf-8", "surrogateescape")
-    with open_input(body) as source:
-        return source.read()
-
-
-def _data(data: bytes, content_type: str | None) -> bytes | str | None:
-    """Return the data as it is published: checked, and byte for byte what was given."""
-    if not data:
-        return None
-    if content_type is None or is_json(content_type):
-        try:
-            decode_data(data, JSON)
-        except DecodeError as error:
-            hint = "quote it as JSON, or say what it is: --content-type text/plain"
-            raise CommandError(f"the data is not JSON: {error}", code=Exit.USAGE, advice=hint) from error
-    return data
 
 
 def _extensions(pairs: list[str]) -> dict[str, ExtensionValue]:

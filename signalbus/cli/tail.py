@@ -14,6 +14,7 @@ from ..codec import encode_structured
 from ..errors import DecodeError
 from ..handlers import Delivery
 from ..policy import RetryPolicy
+from .bodies import shown
 from .connect import command_bus
 from .escapes import escape
 from .failures import CommandError, Exit
@@ -100,13 +101,5 @@ def _show(delivery: Delivery, output: Output, *, as_json: bool) -> None:
     parts = [signal.time.strftime("%H:%M:%S.%f")[:-3], signal.type, signal.id]
     if signal.subject:
         parts.append(signal.subject)
-    parts += [f"from {signal.source}", _shown(signal.data)]
+    parts += [f"from {signal.source}", shown(signal.data)]
     output.line("  ".join(escape(part) for part in parts))
-
-
-def _shown(data: object) -> str:
-    if data is None:
-        return "-"
-    if isinstance(data, bytes):
-        return f"<{len(data)} bytes>"
-    return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)

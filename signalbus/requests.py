@@ -118,9 +118,10 @@ def _error(answer: Answer, request: EncodedSignal, timeout: float) -> RequestErr
 
 def _remote_error(answer: Answer, request: EncodedSignal) -> RemoteError:
     try:
-        fields = cast("dict[str, object]", orjson.loads(answer.body))
+        told = cast("object", orjson.loads(answer.body))
     except ValueError:
-        fields = {}
+        told = None
+    fields = cast("dict[str, object]", told) if isinstance(told, dict) else {}
     return RemoteError(
         request.id,
         request.type,

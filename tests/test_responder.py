@@ -151,7 +151,7 @@ async def test_a_handler_that_cancels_itself_has_failed() -> None:
     async with serving(handle) as setup:
         setup.broker.responder.hand_out(incoming())
         (answer,) = await setup.wait_answers(1)
-        assert (answer.kind, fields_of(answer)["type"]) == (AnswerKind.FAILED, "CancelledError")
+        assert (answer.kind, fields_of(answer)["type"]) == (AnswerKind.FAILED, "asyncio.exceptions.CancelledError")
 
 
 async def test_data_that_does_not_fit_and_results_that_cannot_be_sent_are_failures() -> None:

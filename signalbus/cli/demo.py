@@ -68,7 +68,7 @@ async def _demo(rows: int | None, keep: Path | None, output: Output, options: Op
         output.json(**outcome_fields(outcome))
     else:
         print_outcome(outcome, output)
-    return Exit.OK if outcome.balance.good else Exit.BAD_OUTCOME
+    return Exit.OK if outcome.good else Exit.BAD_OUTCOME
 
 
 def _check(directory: Path, output: Output, options: Options) -> int:

@@ -7,8 +7,10 @@ import os
 import signal
 from collections.abc import Coroutine
 
+from ..bus import Bus
 from ..cli.processes import Child
-from ..errors import Escalated
+from ..errors import Escalated, ResponderDown
+from ..liveness import Monitor
 from ..supervision import Supervisor
 from .flights import PATTERNS
 from .place import Place
@@ -17,6 +19,7 @@ from .tally import PUBLISHER, Show, Tally
 
 VICTIM = "delays"
 START_SECONDS = 30.0
+DOWN_SECONDS = 10.0  # a Down takes milliseconds; without one something is broken
 
 
 class ProcessDied(Exception):
@@ -26,10 +29,13 @@ class ProcessDied(Exception):
 class Crew:
     """Runs the processes of a demo. `stop` ends all of them, whatever happened."""
 
-    def __init__(self, place: Place, tally: Tally, show: Show, *, verbose: bool) -> None:
+    def __init__(self, place: Place, bus: Bus, tally: Tally, show: Show, *, verbose: bool) -> None:
         self.kills = 0
         self.restarts = 0
+        self.down_seconds: float | None = None  # from the kill of the subscriber to its Down
+        self.refused_seconds: float | None = None  # from the kill of the responder to the requester's error
         self._place = place
+        self._bus = bus
         self._tally = tally
         self._show = show
         self._verbose = verbose
@@ -90,11 +96,14 @@ class Crew:
         if child is None:
             return
         pid = child.pid
+        monitor: Monitor | None = None
         async for line in child.lines():
             report = heard(line)
             self._tally.set(name, report["done"])
             match report["what"]:
                 case "ready":
+                    if name == VICTIM and not self.kills:
+                        monitor = await self._bus.monitor(report["session"])
                     self._ready[name].set()
                     if self.kills and name == VICTIM:
                         self._show.happened(self._tally, f"{name} serves again as process {pid}")
@@ -104,6 +113,8 @@ class Crew:
                     self._show.happened(
                         self._tally, f"kill -9 {pid}: {name}, with {report['done']} effects recorded, some not acked"
                     )
+                    if monitor is not None:
+                        await self._wait_down(monitor)
                 case _:
                     pass
         code = await child.wait()
@@ -111,6 +122,45 @@ class Crew:
         if not self._stopping:
             self.restarts += 1
             raise ProcessDied(f"the process of {name} ended ({code})")
+
+    async def _wait_down(self, monitor: Monitor) -> None:
+        clock = asyncio.get_running_loop().time
+        killed = clock()
+        async with asyncio.timeout(DOWN_SECONDS):
+            down = await monitor.down
+        self.down_seconds = clock() - killed
+        milliseconds = self.down_seconds * 1000
+        self._show.happened(self._tally, f"Down of {down.name} after {milliseconds:.1f} ms: {down.reason}")
+
+    async def lose_a_responder(self) -> None:
+        """Send a request, kill who has it, and see what the requester gets."""
+        request_type = f"demo.{self._place.run}.clearance"
+        child = await self._start(["-m", "signalbus.demo.tower", request_type])
+        if child is None:
+            return
+        clock = asyncio.get_running_loop().time
+        killed = 0.0
+        asked: asyncio.Task[object] | None = None
+        async for line in child.lines():
+            match heard(line)["what"]:
+                case "ready":
+                    asked = asyncio.create_task(self._bus.request(request_type, "UA1545", timeout=DOWN_SECONDS))
+                case "held":
+                    self.kills += 1
+                    killed = clock()
+                    child.send(signal.SIGKILL)
+                case _:
+                    pass
+        if asked is not None:
+            try:
+                await asked
+            except ResponderDown:
+                self.refused_seconds = clock() - killed
+                milliseconds = self.refused_seconds * 1000
+                text = f"kill -9 of a responder: its requester got ResponderDown after {milliseconds:.1f} ms"
+                self._show.happened(self._tally, text)
+        await child.wait()
+        self._children.remove(child)
 
     async def _publisher(self) -> None:
         arguments = ["-m", "signalbus.demo.publisher", self._place.run]

@@ -23,13 +23,22 @@ DEAD_LETTERS = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a demo came to. ``seconds`` from the first signal to the last handler."""
+    """What a demo came to. ``seconds`` from the first signal to the last handler; ``down_seconds`` from the kill of the
+    subscriber to its Down, ``refused_seconds`` from that of the responder to ``ResponderDown``; None if it never came.
+    """
 
     balance: Balance
     broker: str
     seconds: float
     kills: int
     restarts: int
+    down_seconds: float | None
+    refused_seconds: float | None
+
+    @property
+    def good(self) -> bool:
+        """Whether everything is as promised: nothing lost, and both deaths told."""
+        return self.balance.good and self.down_seconds is not None and self.refused_seconds is not None
 
 
 async def demonstrate(
@@ -45,7 +54,7 @@ async def demonstrate(
         events = read_events(rows)
         counts = {name: len(ids) for name, ids in expected(run, events).items()}
         tally = Tally(expected={PUBLISHER: len(events), **counts})
-        crew = Crew(place, tally, show, verbose=verbose)
+        crew = Crew(place, bus, tally, show, verbose=verbose)
         try:
             await crew.start_subscribers()
             show.happened(tally, f"{len(PATTERNS)} subscriptions, each served by a process of its own, on {place.kind}")
@@ -55,12 +64,21 @@ async def demonstrate(
                 await crew.unless_failed(_wait_complete(tally, stall_seconds))
             tally.finished = tally.changed if tally.complete else time.monotonic()
             await _wait_empty(bus, place)
+            await crew.unless_failed(crew.lose_a_responder())
         finally:
             await crew.stop()
         dead = await _dead_letters(bus, place)
         Manifest(run=run, rows=rows, published=tally.done.get(PUBLISHER, 0), dead=dead).write(place.directory)
         balance = await asyncio.to_thread(reconcile, place.directory)
-    return Outcome(balance=balance, broker=place.kind, seconds=tally.seconds, kills=crew.kills, restarts=crew.restarts)
+    return Outcome(
+        balance=balance,
+        broker=place.kind,
+        seconds=tally.seconds,
+        kills=crew.kills,
+        restarts=crew.restarts,
+        down_seconds=crew.down_seconds,
+        refused_seconds=crew.refused_seconds,
+    )
 
 
 async def _wait_complete(tally: Tally, stall_seconds: float) -> None:

@@ -61,7 +61,11 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
     rate = f"{handled / outcome.seconds:,.0f} a second" if outcome.seconds else "-"
     output.line(
         f"{balance.published} signals published, {handled} deliveries handled in {outcome.seconds:.1f} s ({rate}) "
-        f"on {outcome.broker}; {outcome.kills} process killed, {outcome.restarts} started again"
+        f"on {outcome.broker}; {outcome.kills} processes killed, {outcome.restarts} started again"
+    )
+    output.line(
+        f"the killed subscriber's Down came after {_milliseconds(outcome.down_seconds)}; "
+        f"a request whose responder was killed ended with ResponderDown after {_milliseconds(outcome.refused_seconds)}"
     )
     output.line(verdict(balance))
 
@@ -97,6 +101,9 @@ def outcome_fields(outcome: Outcome) -> dict[str, object]:
         "handled_per_second": round(handled / outcome.seconds) if outcome.seconds else None,
         "killed": outcome.kills,
         "restarted": outcome.restarts,
+        "good": outcome.good,
+        "down_seconds": outcome.down_seconds,
+        "responder_down_seconds": outcome.refused_seconds,
     }
 
 
@@ -120,6 +127,10 @@ def _airline(airline: AirlineDelay) -> Mapping[str, object]:
         "mean_departure_delay": airline.departure,
         "mean_arrival_delay": airline.arrival,
     }
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "- (it never came)" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
 def _minutes(value: float | None) -> str:

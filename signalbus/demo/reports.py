@@ -6,17 +6,20 @@ import json
 import sys
 from typing import Literal, TypedDict, cast
 
+What = Literal["ready", "progress", "held", "finished"]
+
 
 class Report(TypedDict):
-    """``what`` happened, and how many signals are done."""
+    """``what`` happened in which session, and how many signals are done."""
 
-    what: Literal["ready", "progress", "held", "finished"]
+    what: What
     done: int
+    session: str
 
 
-def tell(what: Literal["ready", "progress", "held", "finished"], done: int) -> None:
+def tell(what: What, done: int, session: str = "") -> None:
     """Tell the parent."""
-    sys.stdout.write(json.dumps({"what": what, "done": done}) + "\n")
+    sys.stdout.write(json.dumps({"what": what, "done": done, "session": session}) + "\n")
     sys.stdout.flush()
 
 

@@ -116,7 +116,7 @@ async def serve(name: str, subscription: str, run: str, path: Path, hold_at: int
         prefetch=PREFETCH,
     )
     async with bus:
-        tell("ready", results.done)
+        tell("ready", results.done, bus.session.id)
         await subscriber.report()
 
 

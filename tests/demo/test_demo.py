@@ -39,12 +39,14 @@ def test_a_demo_on_sqlite_balances_and_leaves_nothing(tmp_path: Path, env: dict[
     fields = result.json()
     assert fields["good"] is True
     assert fields["lost"] == fields["dead_lettered"] == 0
-    assert (fields["killed"], fields["restarted"]) == (1, 1)
+    assert (fields["killed"], fields["restarted"]) == (2, 1)
     delays, board = subscriptions(fields)["delays"], subscriptions(fields)["board"]
     assert delays["duplicates"] > 0
     assert delays["redelivered"] >= delays["duplicates"]
     assert board["retried"] > 0
     assert "kill -9" in result.err
+    for delay in ("down_seconds", "responder_down_seconds"):
+        assert 0 < cast("float", fields[delay]) < 2
     assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
 
 
@@ -63,6 +65,7 @@ def test_a_report_for_people_has_all_the_numbers(tmp_path: Path, env: dict[str, 
     for word in ("expected", "handled", "redelivered", "retried", "duplicates", "dead_letters", "lost", "airline"):
         assert word in out
     assert "✓ good: 0 lost" in out
+    assert re.search(r"Down came after \d+\.\d ms; .* ResponderDown after \d+\.\d ms", out)
     assert "\x1b" not in out
 
 

@@ -16,13 +16,13 @@ import aio_pika
 
 from signalbus.testing.rabbitmq import PrivateNode, find_server
 
-from . import embedded, idle, memory, rabbitmq
+from . import calls, embedded, idle, liveness, memory, rabbitmq
 from .figures import Benchmark
-from .plan import LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
+from .plan import LONG_CYCLES, LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
 from .runner import run
 
-_GROUPS = (embedded, idle, memory, rabbitmq)
+_GROUPS = (embedded, idle, memory, calls, liveness, rabbitmq)
 _LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="those whose name begins so; may be repeated")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant (default 5, 2 with --quick)")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
-    parser.add_argument("--long", action="store_true", help=f"memory over {LONG_MEMORY_SIGNALS:,} signals")
+    parser.add_argument(
+        "--long", action="store_true", help=f"memory over {LONG_MEMORY_SIGNALS:,} signals, {LONG_CYCLES:,} openings"
+    )
     parser.add_argument("--json", type=Path, default=_LATEST, metavar="PATH", help="(default %(default)s)")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="for databases")
     parser.add_argument("--no-rabbitmq", action="store_true", help="the embedded broker only")
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds = options.rounds or (2 if options.quick else 5)
     sizes = QUICK if options.quick else Sizes()
     if options.long:
-        sizes = dataclasses.replace(sizes, memory_signals=LONG_MEMORY_SIGNALS)
+        sizes = dataclasses.replace(sizes, memory_signals=LONG_MEMORY_SIGNALS, cycles=LONG_CYCLES)
     only = tuple(options.only or ("",))
     with_rabbitmq = not options.no_rabbitmq and any("rabbitmq".startswith(name[:8]) for name in only)
     return asyncio.run(measure(sizes, rounds, only, options.directory, options.json, with_rabbitmq=with_rabbitmq))

@@ -16,6 +16,10 @@ class Sizes:
     idle_seconds: float = 10.0
     memory_signals: int = 100_000
     rabbitmq_signals: int = 10_000
+    requests: int = 1_000
+    kills: int = 15
+    killed_together: int = 200
+    cycles: int = 1_000
 
 
 QUICK = Sizes(
@@ -25,8 +29,13 @@ QUICK = Sizes(
     idle_seconds=2.0,
     memory_signals=20_000,
     rabbitmq_signals=2_000,
+    requests=100,
+    kills=3,
+    killed_together=20,
+    cycles=50,
 )
 LONG_MEMORY_SIGNALS = 1_000_000
+LONG_CYCLES = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,6 +30,10 @@ class Child:
         if not line:
             raise BenchmarkError(f"the child process ended with code {await self._process.wait()}")
         return [float(number) for number in json.loads(line)]
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all its threads, user and system. Linux only."""

@@ -22,6 +22,10 @@ TINY = Sizes(
     idle_seconds=0.1,
     memory_signals=2_000,
     rabbitmq_signals=40,
+    requests=10,
+    kills=1,
+    killed_together=4,
+    cycles=10,
 )
 
 
@@ -131,6 +135,12 @@ async def test_embedded_benchmarks_run_and_write_their_figures(tmp_path: Path) -
         "embedded.idle",
         "embedded.wake_up",
         "embedded.memory",
+        "embedded.request",
+        "embedded.callers",
+        "embedded.no_answer",
+        "embedded.down",
+        "embedded.down_together",
+        "embedded.cycles",
     }
     assert [row["contestant"] for row in found["embedded.one_at_a_time"]] == ["signalbus", "sqlite3, a commit a row"]
     assert os.listdir(tmp_path) == ["results"]  # noqa: PTH208
@@ -142,6 +152,10 @@ async def test_rabbitmq_benchmarks_run(amqp_url: str, tmp_path: Path, monkeypatc
     document = tmp_path / "found.json"
     assert await measure(TINY, 1, ("rabbitmq.",), tmp_path, document, with_rabbitmq=True) == 0
     found = rows_of(document)
-    assert set(found) == {"rabbitmq.publish_256", "rabbitmq.publish_500", "rabbitmq.consume"}
-    for contestants in found.values():
-        assert {"signalbus", "aio-pika"} <= {row["contestant"] for row in contestants}
+    contests = {"rabbitmq.publish_256", "rabbitmq.publish_500", "rabbitmq.consume"}
+    calls = {"rabbitmq.request", "rabbitmq.callers"}
+    alone = {"rabbitmq.no_answer", "rabbitmq.down", "rabbitmq.down_together", "rabbitmq.cycles"}
+    assert set(found) == contests | calls | alone
+    for peer, names in (("aio-pika", contests), ("aio-pika RPC", calls)):
+        for name in names:
+            assert {"signalbus", peer} <= {row["contestant"] for row in found[name]}

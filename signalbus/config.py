@@ -43,6 +43,7 @@ class RabbitUrl:
     heartbeat: int = 10  # seconds; RabbitMQ advises 5 to 20
     silent_after: float = 15.0  # seconds of ready messages with no delivery before a consumer is recycled
     backoff_cap: float = 10.0  # seconds between attempts to reconnect, at most
+    lease_renewal: float = 300.0  # seconds; well below the broker's consumer_timeout (30 minutes)
     ca: Path | None = None  # certificate authority for amqps, PEM; None: the system's
 
 
@@ -130,7 +131,7 @@ def _sqlite(url: str) -> SqliteUrl:
 
 def _rabbit(url: str) -> RabbitUrl:
     parts = urlsplit(url)
-    options = _options(parts, "prefix", "queue_type", "heartbeat", "silent_after", "backoff_cap", "ca")
+    options = _options(parts, "prefix", "queue_type", "heartbeat", "silent_after", "backoff_cap", "lease_renewal", "ca")
     user, at, hosts = parts.netloc.rpartition("@")
     if not hosts:
         raise ConfigError(f"{masked(url)!r} names no host; use amqp://user:password@host/vhost")
@@ -159,6 +160,7 @@ def _rabbit(url: str) -> RabbitUrl:
         heartbeat=heartbeat,
         silent_after=_number(options, "silent_after", 15.0),
         backoff_cap=_number(options, "backoff_cap", 10.0),
+        lease_renewal=_number(options, "lease_renewal", 300.0),
         ca=Path(options["ca"]) if "ca" in options else None,
     )
 

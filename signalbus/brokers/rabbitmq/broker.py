@@ -1,28 +1,32 @@
 """The broker on RabbitMQ: puts the parts together.
 
-Three links: signals and copies are published on one, deliveries come on another, and everything that may be refused
-happens on a third. So a blocked publisher still acknowledges, and a wrong question closes nobody's channel but its own.
+Three links: signals, copies, requests and notes are published on one, deliveries come on another, with the lease of
+the session, and everything that may be refused happens on a third. So a blocked publisher still acknowledges, and a
+wrong question closes nobody's channel but its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aiormq.abc import AbstractConnection
 
 from ...codec import EncodedSignal
 from ...config import RabbitUrl
 from ...errors import BrokerUnavailable, BusClosed, ConfigError, NotPermitted
-from ...sessions import SessionInfo
+from ...sessions import Down, DownReason, SessionInfo
 from ...signals import utc_now
 from ..base import (
+    Answer,
     BrokerHealth,
     BrokerState,
+    Host,
     PublishOutcome,
     PublishResult,
     QueueInfo,
+    SessionStatus,
     StoredDeadLetter,
     SubscriptionSpec,
 )
@@ -37,6 +41,9 @@ from .incarnation import Releases
 from .monitor import Monitor
 from .publishing import Envelope, Publisher
 from .registry import Registry
+from .requests import Requests
+from .responder import RabbitResponder
+from .society import Society
 from .subscriptions import Subscriptions
 from .tasks import Keeper
 from .topology import Topology
@@ -74,6 +81,26 @@ class RabbitBroker:
             counters=self._counters,
             backoff_cap=url.backoff_cap,
         )
+        self._noting = Publisher(self._publish_link, self._control.repair)
+        self._society = Society(
+            url,
+            self._control,
+            self._registry,
+            self._subscriptions,
+            self._noting,
+            self._consume_link,
+            self._counters,
+            self._changed.set,
+        )
+        self._requests = Requests(
+            url,
+            self._control,
+            self._society,
+            self._keeper,
+            self._publish_link,
+            self._consume_link,
+            self._counters,
+        )
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -82,8 +109,8 @@ class RabbitBroker:
 
     # Life
 
-    async def open(self, session: SessionInfo, timeout: float) -> None:
-        """Connect all links and make the base topology."""
+    async def open(self, session: SessionInfo, timeout: float, host: Host | None = None) -> None:
+        """Connect all links, make the base topology, and be alive to others."""
         if self._opened or self._closing is not None:
             raise ConfigError("a broker is opened once; make a new one")
         tolerant.install()
@@ -92,6 +119,7 @@ class RabbitBroker:
         for link in self._links:
             link.name = f"{session.name} {session.id}"
             self._keeper.keep(f"{link.role} link", link.run)
+        self._society.begin(session, host, self._keeper)
         try:
             async with asyncio.timeout(timeout):
                 await self._wait_ready()
@@ -103,19 +131,23 @@ class RabbitBroker:
             raise
         self._keeper.keep("monitor", self._monitor.run)
 
-    async def aclose(self) -> None:
-        """Stop consumers, close channels and connections."""
+    async def aclose(self, reason: DownReason = DownReason.NORMAL) -> None:
+        """Stop consumers and responders, say goodbye, close channels and connections."""
         if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="signalbus rabbitmq close")
+            self._closing = asyncio.create_task(self._close(reason), name="signalbus rabbitmq close")
         # Shielded: whoever closes second waits for the same end, and cancelling one closer leaves nothing half open.
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, reason: DownReason) -> None:
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                consumers = list(self._subscriptions.consumers)
-                await asyncio.gather(*(consumer.aclose() for consumer in consumers), return_exceptions=True)
-                await asyncio.gather(self._signals.aclose(), self._copying.aclose(), return_exceptions=True)
+                closing = [consumer.aclose() for consumer in self._subscriptions.consumers]
+                await asyncio.gather(*closing, self._requests.close_responders(), return_exceptions=True)
+                # Nobody may be told that we are gone while we hold deliveries.
+                await self._society.aclose(reason)
+                publishers = (self._signals, self._copying, self._noting)
+                closing = [publisher.aclose() for publisher in publishers]
+                await asyncio.gather(*closing, self._requests.aclose(), return_exceptions=True)
         except TimeoutError:
             pass  # a broker that does not answer: its connections are dropped below
         await self._keeper.aclose()
@@ -126,15 +158,22 @@ class RabbitBroker:
             for link in self._links:
                 if link.problem is not None and link.problem.refused:
                     raise NotPermitted(f"RabbitMQ refuses us at {link.problem}; check user, password and vhost")
-            if all(link.connection is not None for link in self._links):
+            if all(link.connection is not None for link in self._links) and self._alive_or_cannot():
                 break
             await self._changed.wait()
-        if self._control.refused is not None:
+        refused = self._control.refused or self._society.membership.refused
+        if refused is not None:
             raise ConfigError(
-                f"RabbitMQ at {self._control_link.server} refuses our exchanges and queues: {self._control.refused}; "
+                f"RabbitMQ at {self._control_link.server} refuses our exchanges and queues: {refused}; "
                 f"the user needs all rights on names that begin with {self._url.prefix!r}, "
                 "and existing ones must have been made by signalbus with the same settings"
             )
+
+    def _alive_or_cannot(self) -> bool:
+        """Whether others see that we live. During an alarm, or while it is refused, that has to wait."""
+        membership = self._society.membership
+        refused = self._control.refused or membership.refused
+        return membership.held.is_set() or self._publish_link.blocked or refused is not None
 
     def _unreachable(self, timeout: float) -> str:
         problems = {str(link.problem) for link in self._links if link.problem is not None}
@@ -187,6 +226,45 @@ class RabbitBroker:
                 self._control_link.trouble(f"dead letters not read within {timeout:.1f} s")
             ) from error
 
+    async def audience(self, signal_type: str, timeout: float) -> Sequence[str]:
+        """Return the names of the subscriptions that match a type now, durable and temporary."""
+        self._check_open()
+        return await self._society.audience(signal_type, timeout)
+
+    # Sessions
+
+    async def watch(self, session: str, timeout: float) -> asyncio.Future[Down]:
+        """Watch a session until its end."""
+        self._check_open()
+        return await self._society.watch(session, timeout)
+
+    async def watch_all(self, ended: Callable[[Down], None], timeout: float) -> None:
+        """Call ``ended`` for the end of every session but ours."""
+        self._check_open()
+        await self._society.watch_all(ended, timeout)
+
+    async def sessions(self, timeout: float) -> Sequence[SessionStatus]:
+        """Return the living sessions, with what each says of itself."""
+        self._check_open()
+        return await self._society.sessions(timeout)
+
+    async def send(self, session: str, message: bytes) -> None:
+        """Send a message to a session."""
+        self._check_open()
+        await self._society.send(session, message)
+
+    # Requests
+
+    async def request(self, request: EncodedSignal, timeout: float) -> Answer:
+        """Send a request to one of the responders to its type, and wait for the answer."""
+        self._check_open()
+        return await self._requests.request(request, timeout)
+
+    async def respond(self, request_type: str, concurrency: int, backlog: int, timeout: float) -> RabbitResponder:
+        """Start to respond to a type."""
+        self._check_open()
+        return await self._requests.respond(request_type, concurrency, backlog, timeout)
+
     # Publishing
 
     async def publish(self, batch: Sequence[EncodedSignal], timeout: float) -> Sequence[PublishOutcome]:
@@ -238,12 +316,14 @@ class RabbitBroker:
         for link in self._links:
             if link.connection is None:
                 return BrokerState.CONNECTING, str(link.problem or f"{link.server}: connecting")
-        if self._control.refused is not None:
-            return BrokerState.DEGRADED, self._control.refused
+        for reason in (self._control.refused, self._society.membership.refused):
+            if reason is not None:
+                return BrokerState.DEGRADED, reason
         for refusal in (
             self._signals.refused,
             self._copying.refused,
             *(consumer.refused for consumer in self._subscriptions.consumers),
+            *(responder.refused for responder in self._requests.responders),
         ):
             if refusal is not None:
                 return BrokerState.DEGRADED, str(refusal)
@@ -266,6 +346,8 @@ class RabbitBroker:
     async def _prepare_publishing(self, connection: AbstractConnection) -> None:
         await self._signals.prepare(connection)
         await self._copying.prepare(connection)
+        await self._noting.prepare(connection)
 
     async def _prepare_consuming(self, connection: AbstractConnection) -> None:
+        await self._society.prepare(connection)
         await self._subscriptions.prepare(connection)

@@ -179,6 +179,7 @@ async def _declare(channel: AbstractChannel, declaration: Declaration) -> None:
                     declaration.name,
                     durable=not declaration.exclusive,
                     exclusive=declaration.exclusive,
+                    auto_delete=declaration.auto_delete,
                     arguments=cast("FieldTable", dict(declaration.arguments)),
                 ),
                 STEP_SECONDS,

@@ -49,6 +49,7 @@ _TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
 _TAKEN = (PublishResult.CONFIRMED, PublishResult.RETURNED)
 
 Confirmation = asyncio.Future[object]
+Opened = Callable[[Channel], Awaitable[None]]
 
 
 class Envelope:
@@ -139,13 +140,15 @@ class Publisher:
     """Publishes over a link, on a channel of its own that is opened again when it is lost.
 
     ``repair`` makes missing exchanges again; it is called when the broker said that one is missing (404).
+    ``opened`` prepares each new channel before anything is published on it.
     """
 
-    def __init__(self, link: Link, repair: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(self, link: Link, repair: Callable[[float], Awaitable[None]], opened: Opened | None = None) -> None:
         self.max_body = _MAX_BODY_NEWER
         self.refused: str | None = None  # while the broker refuses us
         self._link = link
         self._repair = repair
+        self._opened = opened
         self._sender: Sender | None = None
         self._opening = asyncio.Lock()
         self._learned = False
@@ -162,14 +165,14 @@ class Publisher:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        sender = await self._ready(deadline)
+        sender = await self.ready(deadline)
         sent: list[Confirmation | PublishOutcome] = []
         for envelope in envelopes:
             if not sender.room.is_set() and not await _wait(sender.room, deadline):
                 break
             if sender.dead is not None:
                 break
-            sent.append(self._send(sender, envelope))
+            sent.append(self.send(sender, envelope))
         if not sent and sender.dead is None:
             if loop.time() - sender.answered >= STUCK_SECONDS:
                 self._link.suspect(sender.channel.connection, DriverFailure("confirms do not come any more"))
@@ -177,7 +180,7 @@ class Publisher:
         await _wait_all([item for item in sent if not isinstance(item, PublishOutcome) and not item.done()], deadline)
         late = f"no confirm within {timeout:.1f} s"
         outcomes = [
-            item if isinstance(item, PublishOutcome) else self._outcome(item, envelope, late)
+            item if isinstance(item, PublishOutcome) else self.outcome(item, envelope, late)
             for item, envelope in zip(sent, envelopes, strict=False)
         ]
         if self.refused is not None and any(item.result in _TAKEN for item in outcomes):
@@ -185,7 +188,33 @@ class Publisher:
         unsent = PublishOutcome(PublishResult.REFUSED, "not sent: the broker answered too slowly, or was lost")
         return outcomes + [unsent] * (len(envelopes) - len(outcomes))
 
-    def _send(self, sender: Sender, envelope: Envelope) -> Confirmation | PublishOutcome:
+    async def publish_one(self, envelope: Envelope, timeout: float) -> PublishOutcome:
+        """`publish` for a single message, at a fraction of its cost."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        sender = await self.ready(deadline)
+        if not sender.room.is_set():
+            (outcome,) = await self.publish([envelope], timeout)
+            return outcome
+        confirmation = self.send(sender, envelope)
+        if isinstance(confirmation, PublishOutcome):
+            return confirmation
+        answered: asyncio.Future[None] = loop.create_future()
+
+        def wake(_: object = None) -> None:
+            if not answered.done():
+                answered.set_result(None)
+
+        confirmation.add_done_callback(wake)
+        expiry = loop.call_at(deadline, wake)
+        try:
+            await answered
+        finally:
+            expiry.cancel()
+        return self.outcome(confirmation, envelope, f"no confirm within {timeout:.1f} s")
+
+    def send(self, sender: Sender, envelope: Envelope) -> Confirmation | PublishOutcome:
+        """Put a message on its way, or say why it never can be."""
         if len(envelope.body) > self.max_body:
             return self._too_large(envelope)
         try:
@@ -193,7 +222,8 @@ class Publisher:
         except (TypeError, ValueError, OverflowError) as error:
             return PublishOutcome(PublishResult.REFUSED, f"it cannot be encoded: {error}")
 
-    def _outcome(self, confirmation: Confirmation, envelope: Envelope, late: str) -> PublishOutcome:
+    def outcome(self, confirmation: Confirmation, envelope: Envelope, late: str) -> PublishOutcome:
+        """Return what has become of a message that was sent; ``late`` is the reason if that is not known yet."""
         if not confirmation.done():
             return PublishOutcome(PublishResult.UNKNOWN, late)
         error = confirmation.exception()
@@ -226,7 +256,7 @@ class Publisher:
         self._note_end()
         self._sender = await self._open_on(connection)
 
-    async def _ready(self, deadline: float) -> Sender:
+    async def ready(self, deadline: float) -> Sender:
         """Return a channel that takes messages, before the deadline."""
         loop = asyncio.get_running_loop()
         while True:
@@ -273,7 +303,10 @@ class Publisher:
         assert isinstance(channel, Channel)
         if not self._learned:
             self.max_body = _max_body(connection)
-        return Sender(channel)
+        sender = Sender(channel)
+        if self._opened is not None:
+            await self._opened(channel)
+        return sender
 
     async def aclose(self) -> None:
         """Close the channel. Bounded."""

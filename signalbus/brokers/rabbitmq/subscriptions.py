@@ -60,6 +60,7 @@ class Subscriptions:
     def __init__(self, control: Control, registry: Registry, link: Link) -> None:
         self.consumers: set[RabbitConsumer] = set()
         self.session = ""
+        self.announce: Callable[[], Awaitable[None]] = _nobody  # tells others that durable subscriptions have changed
         self._control = control
         self._topology = control.topology
         self._registry = registry
@@ -67,6 +68,17 @@ class Subscriptions:
         self._durable: dict[str, SubscriptionSpec] = {}
         self._declared_at: dict[str, float] = {}  # until the first consumer: no need to declare it again at once
         self._temporary: dict[str, _Temporary] = {}
+
+    @property
+    def temporary(self) -> Mapping[str, tuple[str, ...]]:
+        """The patterns of our temporary subscriptions by name."""
+        return {name: temporary.spec.patterns for name, temporary in self._temporary.items()}
+
+    @property
+    def unsettled(self) -> int:
+        """How many deliveries are in our hands."""
+        incarnations = [consumer.incarnation for consumer in self.consumers]
+        return sum(incarnation.unsettled for incarnation in incarnations if incarnation is not None)
 
     # Asked by the bus
 
@@ -103,6 +115,7 @@ class Subscriptions:
                 await call(channel.queue_delete(self._topology.queue(name)), STEP_SECONDS)
             if name in await self._registry.read(connection):
                 await self._registry.write(connection, name, None, self.session)
+                await self.announce()
 
         await self._until_done(work, timeout, f"subscription {name!r} not deleted")
 
@@ -228,6 +241,7 @@ class Subscriptions:
                     await self._refuse_if_served(spec, earlier, connection)
                 # Before any binding is made, so that every binding is in some record.
                 await self._registry.write(connection, spec.name, spec.patterns, self.session)
+                await self.announce()
             await apply(channel, self._topology.bindings(declared.queue, spec.patterns, return_key=declared.return_key))
             for pattern in sorted((earlier.ever if earlier is not None else frozenset[str]()) - set(spec.patterns)):
                 await unbind(channel, Binding(queue=declared.queue, exchange=self._topology.signals, key=pattern))
@@ -306,3 +320,7 @@ class Subscriptions:
     def _return_key(self, name: str) -> str:
         # The same for every incarnation of the queue, so that delayed retries find the present one.
         return self._topology.temporary_queue(name, self.session)
+
+
+async def _nobody() -> None:
+    """Tell nobody."""

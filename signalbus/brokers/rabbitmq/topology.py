@@ -6,6 +6,14 @@
     <p>.delay.<s> (fanout) ──> <p>.delay.<s>, TTL s ──> <p>.return (direct) ── queue's name ──> <p>.q.<subscription>
                                                            └── target gone ──> <p>.lost (fanout) ──> <p>.lost
     <p>.registry (stream): the durable subscriptions, one record for each change
+
+    Sessions. Each has three queues; the last two are exclusive to its consuming connection.
+    <p>.lease.<id>, TTL 0: holds one token, in its session's hands; freed when the session dies
+        └── expired at once ──> <p>.sessions (topic), key down.<id>
+    <p>.sessions ── down.#, up.#, left.#, registry ──> <p>.s.<id>: the inbox, once the session observes others
+    <p>.roll (fanout) ──> <p>.s.<id>: a live event loop answers
+                      ──> <p>.here.<id>.<info>, TTL 0, never consumed ── expired at once ──> inbox of who asks
+    The default exchange ──> <p>.s.<id>: messages to one session; ──> <p>.r.<type>: requests
 """
 
 from __future__ import annotations
@@ -27,7 +35,15 @@ DELIVERY_LIMIT = 100
 PEEK_LIMIT = 2_000_000_000
 #: What came back for a subscription that is gone stays this long, for people to look at.
 LOST_MILLISECONDS = 14 * 24 * 3600 * 1000
+#: A lease queue outlives its session by this much; declared and not consumed it is dead.
+LEASE_MILLISECONDS = 5_000
+#: A request queue goes with its last consumer; this is for one whose responder died before it consumed.
+REQUESTS_MILLISECONDS = 30_000
+#: Who is stopped does not read its inbox; the broker gives the session up soon, and drops what is older until then.
+INBOX_MESSAGES = 50_000
+INBOX_BYTES = 64 * 1024 * 1024
 MAX_NAME_BYTES = 127  # the driver's limit for exchanges; queues' names are routing keys too
+MAX_QUEUE_BYTES = 255
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@#,/+ ")
 
 
@@ -47,6 +63,7 @@ class Queue:
     name: str
     arguments: Mapping[str, Argument]
     exclusive: bool = False
+    auto_delete: bool = False  # goes with its last consumer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +110,16 @@ class Topology:
         """The stream that remembers durable subscriptions."""
         return f"{self.prefix}.registry"
 
+    @property
+    def sessions(self) -> str:
+        """The topic exchange on which sessions come and go."""
+        return f"{self.prefix}.sessions"
+
+    @property
+    def roll(self) -> str:
+        """The exchange that asks all sessions. The routing key is the inbox to answer to."""
+        return f"{self.prefix}.roll"
+
     def queue(self, subscription: str) -> str:
         """Return the queue of a durable subscription. Raises `ConfigError` for a name that cannot be one."""
         return self._checked(f"{self.prefix}.q.{subscription}", subscription)
@@ -108,6 +135,28 @@ class Topology:
         """Return the exchange and the queue of one step of the delay ladder."""
         return f"{self.prefix}.delay.{seconds}"
 
+    def lease(self, session: str) -> str:
+        """Return the queue that says whether a session lives."""
+        return f"{self.prefix}.lease.{session}"
+
+    def inbox(self, session: str) -> str:
+        """Return the queue of messages to one session."""
+        return f"{self.prefix}.s.{session}"
+
+    def presence(self, session: str, info: str) -> str:
+        """Return the queue that answers roll calls for a session, even while its process cannot."""
+        return f"{self.prefix}.here.{session}.{info}"
+
+    def present(self, queue: str) -> tuple[str, str] | None:
+        """Return session and info of a presence queue; None if it is not one."""
+        head = self.presence("", "")[:-1]
+        session, dot, info = queue.removeprefix(head).rpartition(".")
+        return (session, info) if dot and queue.startswith(head) else None
+
+    def requests(self, request_type: str) -> str:
+        """Return the queue of the requests of one type."""
+        return f"{self.prefix}.r.{request_type}"
+
     def base(self) -> Sequence[Declaration]:
         """What every process needs, publishers too."""
         return (
@@ -119,7 +168,12 @@ class Topology:
             Queue(name=self.lost, arguments=self._durable({"x-message-ttl": LOST_MILLISECONDS})),
             Binding(queue=self.lost, exchange=self.lost),
             Exchange(name=self.returns, kind="direct", arguments={"alternate-exchange": self.lost}),
+            *self.meeting(),
         )
+
+    def meeting(self) -> Sequence[Exchange]:
+        """Return the exchanges through which sessions learn of each other."""
+        return Exchange(name=self.sessions, kind="topic"), Exchange(name=self.roll, kind="fanout")
 
     def subscription(self, name: str) -> Queue:
         """Return the queue of a durable subscription."""
@@ -138,6 +192,54 @@ class Topology:
     def temporary(self, queue: str) -> Queue:
         """Return the queue of a temporary subscription. Explicitly classic: a vhost's default may say otherwise."""
         return Queue(name=queue, arguments={"x-queue-type": "classic"}, exclusive=True)
+
+    def session(self, session: str, info: str) -> Sequence[Declaration]:
+        """Return what one session has at the broker.
+
+        All classic: a quorum queue for each session would leak memory, and what they hold is worth nothing later.
+        """
+        inbox, presence = self.inbox(session), self.presence(session, info)
+        limits: dict[str, Argument] = {"x-max-length": INBOX_MESSAGES, "x-max-length-bytes": INBOX_BYTES}
+        return (
+            Queue(name=inbox, arguments={"x-queue-type": "classic", **limits}, exclusive=True),
+            Binding(queue=inbox, exchange=self.roll),
+            Queue(
+                name=presence,
+                # To the default exchange, with the key it came with: the inbox of who asks.
+                arguments={"x-queue-type": "classic", "x-message-ttl": 0, "x-dead-letter-exchange": ""},
+                exclusive=True,
+            ),
+            Binding(queue=presence, exchange=self.roll),
+            Queue(
+                name=self.lease(session),
+                arguments={
+                    "x-queue-type": "classic",
+                    "x-message-ttl": 0,
+                    "x-expires": LEASE_MILLISECONDS,
+                    "x-dead-letter-exchange": self.sessions,
+                    "x-dead-letter-routing-key": f"down.{session}",
+                },
+            ),
+        )
+
+    def observing(self, inbox: str) -> Sequence[Binding]:
+        """Return what brings news of all sessions into an inbox."""
+        return tuple(
+            Binding(queue=inbox, exchange=self.sessions, key=key) for key in ("down.#", "up.#", "left.#", "registry")
+        )
+
+    def request_queue(self, request_type: str, backlog: int) -> Queue:
+        """Return the queue of the requests of one type. Raises `ConfigError` for a type that is too long."""
+        return Queue(
+            name=self._checked(self.requests(request_type), request_type, what="request type"),
+            arguments={
+                "x-queue-type": "classic",
+                "x-max-length": backlog,
+                "x-overflow": "reject-publish",
+                "x-expires": REQUESTS_MILLISECONDS,
+            },
+            auto_delete=True,
+        )
 
     def bindings(self, queue: str, patterns: Sequence[str], *, return_key: str) -> Sequence[Binding]:
         """Return the bindings of a subscription: its patterns, and the way back from delays."""
@@ -172,12 +274,10 @@ class Topology:
             common["x-dead-letter-strategy"] = "at-least-once"
         return common
 
-    def _checked(self, queue: str, subscription: str) -> str:
+    def _checked(self, queue: str, name: str, *, what: str = "subscription name") -> str:
         if not _NAME_CHARACTERS.issuperset(queue):
-            raise ConfigError(
-                f"subscription name {subscription!a}: RabbitMQ queues are named with letters, digits and '-_.:@#,/+ '"
-            )
+            raise ConfigError(f"{what} {name!a}: RabbitMQ queues are named with letters, digits and '-_.:@#,/+ '")
         if len(queue) > MAX_NAME_BYTES:
             excess = len(queue) - MAX_NAME_BYTES
-            raise ConfigError(f"subscription name {subscription!a} is {excess} characters too long for RabbitMQ")
+            raise ConfigError(f"{what} {name!a} is {excess} characters too long for RabbitMQ")
         return queue

@@ -1,56 +1,44 @@
-"""The embedded broker: the event loop's side. Turns calls into operations of the writer thread, and bounds them."""
+"""The embedded broker: the seam's methods, each handed to the part that does it."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import time
-import weakref
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
 
 from ...codec import EncodedSignal
 from ...config import SqliteUrl
-from ...errors import (
-    Backpressure,
-    BrokerError,
-    BrokerUnavailable,
-    BusClosed,
-    ConfigError,
-    SignalBusError,
-    StorageError,
-)
+from ...errors import BrokerError, BrokerUnavailable, BusClosed, ConfigError
 from ...patterns import parse
-from ...sessions import SessionInfo
+from ...sessions import Down, DownReason, SessionInfo
 from ..base import (
+    Answer,
     BrokerHealth,
     BrokerState,
+    Host,
     PublishOutcome,
-    PublishResult,
     QueueInfo,
+    SessionStatus,
     StoredDeadLetter,
     SubscriptionSpec,
 )
 from . import looks
+from .audience import Audience
 from .clock import Clock
 from .consumer import SqliteConsumer
 from .database import Database
 from .desk import Desk
+from .errands import Errands
+from .exchange import Exchange
 from .files import Files
-from .intake import AnyOperation
-from .operations import Declare, Delete, Look, Operation, Publish, Serve, Settle
+from .forks import guard
+from .operations import Declare, Delete, Look, Serve, Watch, WatchAll
 from .records import pack
-from .rounds import Deliveries
-from .writer import Writer
+from .responder import SqliteResponder
+from .watches import Watches
+from .writer import Clerk, Writer
 
-T = TypeVar("T")
-
-_PENDING_SIGNALS = 10_000  # publishes beyond either wait for room: memory stays bounded
-_PENDING_BYTES = 64 * 1024 * 1024
-_CHUNK = 500  # signals of one batch that go together; a huge batch must not hold the lock for long
-_TICK_SECONDS = 0.1  # between looks at deadlines, while anything is unanswered
 _CLOSE_SECONDS = 5.0
 
 
@@ -62,41 +50,29 @@ class SqliteBroker:
         self._clock = clock or Clock()
         self._files = Files(url.path)
         self._state = BrokerState.CLOSED
-        self._pid = 0
         self._writer: Writer | None = None
+        self._errands: Errands | None = None
+        self._exchange: Exchange | None = None
+        self._watches: Watches | None = None
         self._desk: Desk | None = None
         self._database: Database | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._audience: Audience | None = None
+        self._host: Host | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._ticker: asyncio.TimerHandle | None = None
-        self._waiting: deque[Publish] = deque()  # publishes that found no room yet, in order
-        self._pending_signals = 0
-        self._pending_bytes = 0
-        self._unanswered = 0
-        self._aborts: set[asyncio.Task[None]] = set()
-        self.consumers: set[SqliteConsumer] = set()
 
     # Opening and closing
 
-    async def open(self, session: SessionInfo, timeout: float) -> None:
+    async def open(self, session: SessionInfo, timeout: float, host: Host | None = None) -> None:
         """See `Broker.open`."""
         if self._writer is not None:
             raise BusClosed("a broker is opened once; make another one")
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
         self._state = BrokerState.CONNECTING
+        self._host = host
         self._desk = Desk(self._files, self._clock, session)
+        self._audience = Audience(self._desk)
         self._database = Database(self._url, self._files)
-        self._writer = Writer(
-            self._desk,
-            self._database,
-            self._loop,
-            network_filesystem=self._url.network_filesystem,
-            report=self._answer,
-        )
-        _guard_forks()
-        _writers.add(self._writer)
-        self._writer.start()
+        self._errands = Errands(self._url.busy_timeout, self._desk.counters)
+        self._writer = self._start(self._desk, self._database, self._errands)
         try:
             async with asyncio.timeout(min(timeout, self._url.busy_timeout)):
                 await self._writer.opened
@@ -109,37 +85,54 @@ class SqliteBroker:
             await self.aclose()
             raise
         self._state = BrokerState.UP
+        self._errands.open = True
+        end, self._writer.calls = self._writer.calls, None
+        self._exchange = Exchange(self._errands, self._desk, host, end)
 
-    async def aclose(self) -> None:
-        """See `Broker.aclose`. Bounded by about five seconds."""
+    def _start(self, desk: Desk, database: Database, errands: Errands) -> Writer:
+        clerk = Clerk(
+            report=errands.report,
+            ended=self._ended,
+            renewed=self._renewed,
+            unreachable=self._unreachable,
+            orphaned=self._orphaned,
+        )
+        loop, network = asyncio.get_running_loop(), self._url.network_filesystem
+        writer = Writer(desk, database, loop, network_filesystem=network, clerk=clerk)
+        self._watches = Watches(writer.ring)
+        self._watches.ours.add(desk.info.id)
+        writer.watcher.wanted = self._watches
+        errands.writer = writer
+        guard(writer)
+        writer.start()
+        return writer
+
+    async def aclose(self, reason: DownReason = DownReason.NORMAL) -> None:
+        """See `Broker.aclose`. Bounded by about seven seconds."""
+        if self._desk is not None and self._ending is None:
+            self._desk.reason = reason
         await self._close(_CLOSE_SECONDS)
 
     async def _close(self, patience: float) -> None:
         self._state = BrokerState.CLOSED
-        if self._writer is None or self._pid != os.getpid():
+        if self._errands is None:
+            return
+        self._errands.closed = True
+        if not self._errands.is_ours:
             return
         if self._ending is None:
-            self._ending = asyncio.ensure_future(self._end(self._writer, patience))
+            self._errands.stop()
+            self._ending = asyncio.ensure_future(self._end(self._errands, patience))
         await asyncio.shield(self._ending)
 
-    async def _end(self, writer: Writer, patience: float) -> None:
-        for consumer in list(self.consumers):
-            consumer.end()
-        while self._waiting:
-            _refuse(self._waiting.popleft(), BusClosed("the broker was closed"))
-        writer.intake.close()
-        deadline = time.monotonic() + patience
-        await asyncio.wait({writer.ended}, timeout=patience)
-        queued, running = writer.abandon()
-        for operation in queued:
-            _abandon(operation, started=False)
-        for operation in running:
-            _abandon(operation, started=True)
-        # The thread has said its last word and ends within microseconds.
-        while writer.ended.done() and writer.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        if self._ticker is not None:
-            self._ticker.cancel()
+    async def _end(self, errands: Errands, patience: float) -> None:
+        if self._watches is not None:
+            self._watches.close()
+        if self._exchange is not None:
+            await self._exchange.aclose()
+        await errands.end(patience)
+        if self._exchange is not None:
+            await self._exchange.wait_idle()
 
     # Subscriptions
 
@@ -147,81 +140,97 @@ class SqliteBroker:
         """See `Broker.declare`."""
         for pattern in subscription.patterns:
             parse(pattern)
-        await self._ask(Declare(self.future(), time.monotonic() + timeout, subscription))
+        errands = self._opened()
+        await errands.ask(Declare(errands.future(), time.monotonic() + timeout, subscription))
 
     async def delete(self, name: str, timeout: float) -> None:
         """See `Broker.delete`."""
-        await self._ask(Delete(self.future(), time.monotonic() + timeout, name))
+        errands = self._opened()
+        await errands.ask(Delete(errands.future(), time.monotonic() + timeout, name))
 
     async def consume(self, name: str, prefetch: int, timeout: float) -> SqliteConsumer:
         """See `Broker.consume`. Raises `ConfigError` if the subscription does not exist or is not ours to serve."""
         if prefetch < 1:
             raise ConfigError(f"prefetch is {prefetch}; it must be at least 1")
-        consumer = SqliteConsumer(self, name, prefetch)
-        serve = Serve(self.future(), time.monotonic() + timeout, consumer.claimant)
+        errands = self._opened()
+        consumer = SqliteConsumer(errands, name, prefetch)
+        serve = Serve(errands.future(), time.monotonic() + timeout, consumer.claimant)
         try:
-            await self._ask(serve)
+            await errands.ask(serve)
         except (BrokerError, asyncio.CancelledError):
             # It may be served all the same, a moment later: then nobody would ever settle what it gets.
-            self._abort(consumer)
+            errands.later(consumer.aclose())
             raise
-        self.consumers.add(consumer)
+        errands.consumers.add(consumer)
         return consumer
-
-    def _abort(self, consumer: SqliteConsumer) -> None:
-        task = asyncio.ensure_future(consumer.aclose())
-        self._aborts.add(task)
-        task.add_done_callback(self._aborts.discard)
 
     # Signals
 
     async def publish(self, batch: Sequence[EncodedSignal], timeout: float) -> Sequence[PublishOutcome]:
         """See `Broker.publish`. Also raises `StorageError`, if it is certain that nothing was stored."""
-        self._check()
-        deadline = time.monotonic() + timeout
-        records = [pack(signal) for signal in batch]
-        if len(records) <= _CHUNK:
-            return await self._publish(Publish(self.future(), deadline, records)) if records else ()
-        chunks = [records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK)]
-        futures = [self._publish(Publish(self.future(), deadline, chunk)) for chunk in chunks]
-        return _joined(chunks, await asyncio.gather(*futures, return_exceptions=True))
+        outbox = self._opened().outbox
+        return await outbox.publish([pack(signal) for signal in batch], time.monotonic() + timeout)
 
-    def _publish(self, operation: Publish) -> asyncio.Future[Sequence[PublishOutcome]]:
-        assert operation.future is not None
-        if self._waiting or self._pending_signals >= _PENDING_SIGNALS or self._pending_bytes >= _PENDING_BYTES:
-            self._waiting.append(operation)
-            self._watch()
-        else:
-            self._admit(operation)
-        return operation.future
+    async def audience(self, signal_type: str, timeout: float) -> Sequence[str]:
+        """See `Broker.audience`."""
+        errands = self._opened()
+        assert self._audience is not None
+        names = functools.partial(self._audience.names, signal_type=signal_type)
+        return await errands.ask(Look(errands.future(), time.monotonic() + timeout, names))
 
-    def _admit(self, operation: Publish) -> None:
-        self._pending_signals += operation.weight
-        self._pending_bytes += operation.size
-        self._submit(operation)
+    # Requests
 
-    async def settle(self, operation: Settle) -> bool:
-        """Carry out a settlement for a consumer; False once the broker is closed."""
-        if self._state is BrokerState.CLOSED:
-            return False
-        self._check_process()
-        assert operation.future is not None
-        self._submit(operation)
-        settled = await operation.future
-        if not settled and self._desk is not None:
-            self._desk.counters["settles_lost"] += 1
-        return settled
+    async def request(self, request: EncodedSignal, timeout: float) -> Answer:
+        """See `Broker.request`. Raises `InvalidSignal` if it is larger than requests may be."""
+        return await self._connected().request(request, timeout)
+
+    async def respond(self, request_type: str, concurrency: int, backlog: int, timeout: float) -> SqliteResponder:
+        """See `Broker.respond`. Each responder has a backlog of its own."""
+        return await self._connected().respond(request_type, concurrency, backlog, timeout)
+
+    # Sessions
+
+    async def watch(self, session: str, timeout: float) -> asyncio.Future[Down]:
+        """See `Broker.watch`. A stopped (SIGSTOP) session is alive here: its process holds its lock."""
+        errands = self._opened()
+        assert self._watches is not None
+        future = self._watches.add(session)
+        try:
+            found = await errands.ask(Watch(errands.future(), time.monotonic() + timeout, session))
+        except BaseException:
+            future.cancel()
+            raise
+        if not found and not future.done():
+            future.set_result(Down(session=session, reason=DownReason.NOPROC, at=self._clock.now()))
+        return future
+
+    async def watch_all(self, ended: Callable[[Down], None], timeout: float) -> None:
+        """See `Broker.watch_all`."""
+        errands = self._opened()
+        assert self._watches is not None
+        begin = functools.partial(self._watches.add_everyone, ended)
+        await errands.ask(WatchAll(errands.future(), time.monotonic() + timeout, begin))
+
+    async def sessions(self, timeout: float) -> Sequence[SessionStatus]:
+        """See `Broker.sessions`. Each has a quarter of a second to answer."""
+        return await self._connected().sessions(timeout)
+
+    async def send(self, session: str, message: bytes) -> None:
+        """See `Broker.send`. Waits up to five seconds for a session that takes nothing."""
+        await self._connected().send(session, message)
 
     # Looks
 
     async def queues(self, timeout: float) -> Sequence[QueueInfo]:
         """See `Broker.queues`."""
-        return await self._ask(Look(self.future(), time.monotonic() + timeout, looks.queues))
+        errands = self._opened()
+        return await errands.ask(Look(errands.future(), time.monotonic() + timeout, looks.queues))
 
     async def dead_letters(self, limit: int, timeout: float) -> Sequence[StoredDeadLetter]:
         """See `Broker.dead_letters`."""
+        errands = self._opened()
         read = functools.partial(looks.dead_letters, limit=limit)
-        return await self._ask(Look(self.future(), time.monotonic() + timeout, read))
+        return await errands.ask(Look(errands.future(), time.monotonic() + timeout, read))
 
     def health(self) -> BrokerHealth:
         """See `Broker.health`."""
@@ -241,140 +250,37 @@ class SqliteBroker:
         warnings = (database.warning,) if database.warning else ()
         return BrokerHealth(state=state, reason=reason, counters=dict(desk.counters), warnings=warnings)
 
-    # Operations
+    # What the writer thread tells us, on the event loop
 
-    def future(self) -> asyncio.Future[Any]:
-        """Return a future of the broker's event loop. Raises `BusClosed` if there is none."""
-        if self._loop is None:
+    def _ended(self, downs: Sequence[tuple[int, Down]]) -> None:
+        if self._watches is not None:
+            self._watches.ended(downs)
+
+    def _renewed(self, session: SessionInfo) -> None:
+        if self._watches is not None:
+            self._watches.ours.add(session.id)
+        if self._exchange is not None:
+            self._exchange.session_id = session.id
+            self._exchange.restore()
+        if self._host is not None:
+            self._host.renewed(session)
+
+    def _unreachable(self) -> None:
+        if self._exchange is not None:
+            self._exchange.restore()
+
+    def _orphaned(self) -> None:
+        if self._exchange is not None:
+            self._exchange.forget()
+
+    def _opened(self) -> Errands:
+        if self._errands is None:
             raise BusClosed("the broker is not open")
-        return self._loop.create_future()
+        self._errands.check()
+        return self._errands
 
-    async def finish(self, operation: AnyOperation) -> None:
-        """Submit an operation of a consumer that ends, and wait for it a while; it happens in any case."""
-        if self._state is BrokerState.CLOSED or self._pid != os.getpid():
-            return
-        assert operation.future is not None
-        try:
-            self._submit(operation)
-        except StorageError:
-            return  # the writer has died, and said so; our claims go back when the process lets go of its lock
-        await asyncio.wait({operation.future}, timeout=_CLOSE_SECONDS)
-
-    async def _ask(self, operation: Operation[T]) -> T:
-        self._check()
-        assert operation.future is not None
-        self._submit(operation)
-        return await operation.future
-
-    def _check(self) -> None:
-        self._check_process()
-        if self._state is not BrokerState.UP:
+    def _connected(self) -> Exchange:
+        self._opened()
+        if self._exchange is None:
             raise BusClosed("the broker is not open")
-
-    def _check_process(self) -> None:
-        if self._pid != os.getpid() and self._pid:
-            raise ConfigError(
-                "this broker was opened before the process forked; open one of its own in each process, after the fork"
-            )
-
-    def _submit(self, operation: AnyOperation) -> None:
-        assert self._writer is not None
-        self._writer.intake.submit(operation)
-        self._unanswered += 1
-        if self._ticker is None:
-            self._watch()
-
-    def _answer(self, operations: Sequence[AnyOperation], deliveries: Deliveries) -> None:
-        """Take over what the writer thread has done; called on the event loop."""
-        for operation in operations:
-            operation.resolve()
-            if isinstance(operation, Publish):
-                self._pending_signals -= len(operation.records)
-                self._pending_bytes -= operation.size
-        self._unanswered -= len(operations)
-        for claimant, incoming in deliveries:
-            claimant.sink(incoming)
-        if self._waiting:
-            self._fill()
-
-    def _fill(self) -> None:
-        while self._waiting and self._pending_signals < _PENDING_SIGNALS and self._pending_bytes < _PENDING_BYTES:
-            operation = self._waiting.popleft()
-            if operation.future is None or operation.future.done():
-                continue
-            try:
-                self._admit(operation)
-            except StorageError as error:
-                _refuse(operation, error)
-
-    # Deadlines
-
-    def _watch(self) -> None:
-        if self._ticker is None and self._loop is not None:
-            self._ticker = self._loop.call_later(_TICK_SECONDS, self._tick)
-
-    def _tick(self) -> None:
-        self._ticker = None
-        assert self._writer is not None
-        now = time.monotonic()
-        for operation in self._writer.intake.expire(now, self._url.busy_timeout):
-            self._unanswered -= 1
-            if isinstance(operation, Publish):
-                self._pending_signals -= operation.weight
-                self._pending_bytes -= operation.size
-        for operation in [operation for operation in self._waiting if operation.deadline <= now]:
-            self._waiting.remove(operation)
-            text = f"{self._pending_signals} signals are waiting to be stored already; nothing of this one was"
-            _refuse(operation, Backpressure(text))
-        self._fill()
-        if (self._unanswered > 0 or self._waiting) and self._state is not BrokerState.CLOSED:
-            self._watch()
-
-
-def _joined(
-    chunks: Sequence[Sequence[object]], answers: Sequence[Sequence[PublishOutcome] | BaseException]
-) -> list[PublishOutcome]:
-    """Join the outcomes of the parts of a batch; an error of some of them means that they were not stored."""
-    errors = [answer for answer in answers if isinstance(answer, BaseException)]
-    for error in errors:
-        if len(errors) == len(answers) or not isinstance(error, BrokerError):
-            raise error
-    outcomes: list[PublishOutcome] = []
-    for chunk, answer in zip(chunks, answers, strict=True):
-        if isinstance(answer, BaseException):
-            outcomes.extend([PublishOutcome(PublishResult.REFUSED, str(answer))] * len(chunk))
-        else:
-            outcomes.extend(answer)
-    return outcomes
-
-
-def _refuse(operation: AnyOperation, error: SignalBusError) -> None:
-    if operation.future is not None and not operation.future.done():
-        operation.future.set_exception(error)
-
-
-def _abandon(operation: AnyOperation, *, started: bool) -> None:
-    """Answer for a writer that did not end in time."""
-    future = operation.future
-    if future is None or future.done():
-        return
-    if isinstance(operation, Settle):
-        future.set_result(False)
-    elif operation.persistent:
-        future.set_result(None)
-    else:
-        operation.expire("the broker was closed while the database did not answer", started=started)
-
-
-_writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # what a forked child has to let go of
-
-
-@functools.cache
-def _guard_forks() -> None:
-    os.register_at_fork(after_in_child=_forget_inherited)
-
-
-def _forget_inherited() -> None:
-    for writer in list(_writers):
-        writer.forget()
-    _writers.clear()
+        return self._exchange

@@ -8,7 +8,7 @@ from . import store
 from .claims import Batch, Claim, Claimant
 from .desk import Desk
 from .sessions import remove
-from .wake import remove_socket
+from .sockets import remove_socket
 
 
 class Changes:
@@ -23,7 +23,8 @@ class Changes:
         self.fed: set[int] = set()  # subscriptions with something newly ready
         self.emptied: set[int] = set()  # subscriptions of which we claimed all that was ready
         self.batches: list[Batch] = []
-        self.buried: list[tuple[str, str]] = []  # (token, socket)
+        self.buried: list[tuple[str, tuple[str, ...]]] = []  # (token, sockets)
+        self.moved = False  # a session came or ended: who watches should look
         self._undo: list[Callable[[], None]] = []
 
     def feed(self, subscription: int) -> None:
@@ -49,10 +50,11 @@ class Changes:
         desk = self.desk
         desk.next_seq = self.next_seq
         desk.unread.extend(self.batches)
-        for token, socket in self.buried:
+        for token, paths in self.buried:
             try:
                 remove(desk.files.sessions, token)
-                remove_socket(socket)
+                for path in paths:
+                    remove_socket(path)
             except OSError:
                 desk.counters["leftover_files"] += 1  # harmless; the next opening tries again
         sockets = desk.topology.sockets
@@ -61,6 +63,8 @@ class Changes:
             for subscription in self.fed - self.emptied
             for session in desk.topology.others_serving(subscription, desk.session)
         }
+        if self.moved:
+            others.update(session for session in desk.topology.watching if session != desk.session)
         return [sockets[session] for session in others if session in sockets]
 
     def rolled_back(self) -> None:

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from ...delivery import Settlement
 from ...errors import BrokerError
 from ..base import Incoming
 from .claims import Claim, Claimant
+from .intake import AnyOperation
 from .operations import GiveBack, Quit, Settle
 
-if TYPE_CHECKING:  # the broker makes consumers
-    from .broker import SqliteBroker
+
+class Courier(Protocol):
+    """What a consumer needs of the broker: its way to the writer thread."""
+
+    consumers: set[SqliteConsumer]
+
+    def future(self) -> asyncio.Future[Any]:
+        """Return a future of the broker's event loop."""
+        ...
+
+    async def settle(self, operation: Settle) -> bool:
+        """Carry out a settlement; False once the broker is closed."""
+        ...
+
+    async def finish(self, operation: AnyOperation) -> None:
+        """Submit an operation of a consumer that ends, and wait for it a while; it happens in any case."""
+        ...
 
 
 class SqliteConsumer:
     """See `Consumer`. Made by `SqliteBroker.consume`."""
 
-    def __init__(self, broker: SqliteBroker, name: str, prefetch: int) -> None:
-        self._broker = broker
+    def __init__(self, courier: Courier, name: str, prefetch: int) -> None:
+        self._courier = courier
         self._buffer: list[Incoming] = []
         self._arrived = asyncio.Event()
         self._stopped = False
@@ -46,7 +62,7 @@ class SqliteConsumer:
             return False
         claim.settled = True
         try:
-            return await self._broker.settle(Settle(self._broker.future(), claim, settlement))
+            return await self._courier.settle(Settle(self._courier.future(), claim, settlement))
         except BrokerError:
             claim.settled = False  # it may be tried again
             raise
@@ -65,8 +81,8 @@ class SqliteConsumer:
         await self.stop()
         if not self._closed:
             self._closed = True
-            await self._broker.finish(GiveBack(self._broker.future(), self.claimant))
-            self._broker.consumers.discard(self)
+            await self._courier.finish(GiveBack(self._courier.future(), self.claimant))
+            self._courier.consumers.discard(self)
 
     def end(self) -> None:
         """Stop at once, as the broker is closed and gives everything back."""
@@ -80,8 +96,8 @@ class SqliteConsumer:
 
     async def _end(self) -> None:
         # What was claimed meanwhile arrives before the answer; then it is given back as well.
-        await self._broker.finish(Quit(self._broker.future(), self.claimant))
+        await self._courier.finish(Quit(self._courier.future(), self.claimant))
         unseen, self._buffer = self._buffer, []
         claims = [claim for incoming in unseen if isinstance(claim := incoming.handle, Claim)]
         if claims:
-            await self._broker.finish(GiveBack(self._broker.future(), self.claimant, claims))
+            await self._courier.finish(GiveBack(self._courier.future(), self.claimant, claims))

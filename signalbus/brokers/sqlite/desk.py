@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ...sessions import SessionInfo
+from ...sessions import DownReason, SessionInfo
 from . import store
 from .claims import Batch, Claimant
 from .clock import Clock
 from .files import Files
 from .sessions import SessionLock
 from .topology import Topology
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Duty:
+    """That we respond to a type; compared by identity, as there may be several for one."""
+
+    type: str
 
 
 @dataclass(slots=True, eq=False)
@@ -22,8 +29,16 @@ class Desk:
     clock: Clock
     info: SessionInfo
     lock: SessionLock | None = None
-    socket: str = ""
+    socket: str = ""  # for hints
+    address: str = ""  # for requests
     session: int = 0
+    reason: DownReason = DownReason.NORMAL  # why we leave, once we do
+    duties: list[Duty] = field(default_factory=list[Duty])
+
+    attentive: bool = False  # our row says that we want hints about sessions
+    watched: frozenset[str] = frozenset()  # sessions whose end somebody waits for
+    watches_all: bool = False
+    departure: int = 0  # the newest one that was reported, while any are
     # Temporary subscriptions of ours, to be restored if others took us for dead.
     temporary: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
@@ -49,6 +64,11 @@ class Desk:
         self.version = -1
         self.purging = True
         self.promising.update(self.serving())
+
+    @property
+    def watches(self) -> bool:
+        """Whether the end of any session is waited for."""
+        return self.watches_all or bool(self.watched)
 
     def serving(self) -> dict[int, list[Claimant]]:
         """Return our consumers by subscription."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from ...delivery import DeadReason
+from ..ages import published_at
 from ..base import QueueInfo, StoredDeadLetter
 from . import store
-from .records import moment, unpack, unpack_history
+from .records import moment, unpack, unpack_head, unpack_history
 
 
 def queues(connection: store.Connection) -> list[QueueInfo]:
@@ -21,8 +22,9 @@ def queues(connection: store.Connection) -> list[QueueInfo]:
             unsettled=claimed,
             delayed=delayed,
             consumers=consumers,
+            oldest=None if head is None else published_at(unpack_head(head)),
         )
-        for name, patterns, owner, ready, claimed, delayed, consumers in store.queue_counts(connection)
+        for name, patterns, owner, ready, claimed, delayed, consumers, head in store.queue_counts(connection)
     ]
 
 

@@ -10,6 +10,7 @@ from ...delivery import Settlement
 from ...errors import BrokerUnavailable, SignalBusError
 from ..base import CONFIRMED, PublishOutcome, PublishResult, SubscriptionSpec
 from .claims import Claim, Claimant
+from .desk import Duty
 from .records import Record
 from .store import Connection
 
@@ -211,8 +212,66 @@ class Bury(Operation[None]):
         self.dead = dead
 
     def apply(self, group: Group) -> None:
-        for session in self.dead:
-            group.registry.bury(session)
+        group.registry.bury(self.dead)
+
+
+class Watch(Operation[bool]):
+    """Watch a session; False if there is none of that name."""
+
+    __slots__ = ("session",)
+
+    def __init__(self, future: asyncio.Future[bool], deadline: float, session: str) -> None:
+        super().__init__(future, deadline)
+        self.session = session
+
+    def apply(self, group: Group) -> None:
+        self.result = group.registry.watch(self.session)
+
+
+class WatchAll(Operation[int]):
+    """Watch all sessions. ``begin`` is called with the newest departure of before, ahead of any news behind it."""
+
+    __slots__ = ("begin",)
+
+    def __init__(self, future: asyncio.Future[int], deadline: float, begin: Callable[[int], None]) -> None:
+        super().__init__(future, deadline)
+        self.begin = begin
+
+    def resolve(self) -> None:
+        future = self.future
+        if future is not None and not future.done() and self.error is None and self.result is not None:
+            self.begin(self.result)
+        super().resolve()
+
+    def apply(self, group: Group) -> None:
+        self.result = group.registry.watch_all()
+
+
+class Respond(Operation[None]):
+    """Count a responder in."""
+
+    __slots__ = ("duty",)
+
+    def __init__(self, future: asyncio.Future[None], deadline: float, duty: Duty) -> None:
+        super().__init__(future, deadline)
+        self.duty = duty
+
+    def apply(self, group: Group) -> None:
+        group.registry.respond(self.duty)
+
+
+class Dismiss(Operation[None]):
+    """Count a responder out."""
+
+    __slots__ = ("duty",)
+    persistent = True
+
+    def __init__(self, future: asyncio.Future[None], duty: Duty) -> None:
+        super().__init__(future, float("inf"))
+        self.duty = duty
+
+    def apply(self, group: Group) -> None:
+        group.registry.dismiss(self.duty)
 
 
 class Look(Operation[T]):

@@ -52,6 +52,11 @@ def unpack(seq: int, fanout: object, sealed: object, head: object, body: object)
     return EncodedSignal(signal_id, signal_type, headers, body, content_type), None
 
 
+def unpack_head(head: object) -> EncodedSignal:
+    """Return a stored signal without its body, to look at; one that is damaged as far as it can be read."""
+    return _damaged(0, head, b"")
+
+
 def pack_history(history: Sequence[Failure]) -> bytes | None:
     """Return a history as JSON; nothing for an empty one."""
     if not history:
@@ -84,6 +89,14 @@ def moment(seconds: object) -> datetime:
     try:
         return datetime.fromtimestamp(float(seconds), UTC)  # type: ignore[arg-type]
     except (ValueError, TypeError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
+
+
+def moment_of(text: str) -> datetime:
+    """Return a time that was stored as text; the epoch if it is damaged."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
         return datetime.fromtimestamp(0, UTC)
 
 

@@ -1,12 +1,16 @@
-"""Subscriptions, consumers and sessions: the part of a transaction that changes who gets what."""
+"""Subscriptions, consumers, responders and sessions: the part of a transaction that changes who gets what."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ...errors import ConfigError
+from ...sessions import DownReason
 from ..base import SubscriptionSpec
-from . import store, topology
+from . import census, store, topology
 from .changes import Changes
 from .claims import Claimant
+from .desk import Duty
 from .sessions import is_alive
 
 
@@ -81,18 +85,55 @@ class Registry:
         self._changes.set(desk, "claimants", [other for other in desk.claimants if other is not claimant])
         self._reload()
 
+    # Responders
+
+    def respond(self, duty: Duty) -> None:
+        """Count a responder in."""
+        desk = self._desk
+        census.count_responder(self._connection, duty.type, desk.session, 1)
+        self._changes.set(desk, "duties", [*desk.duties, duty])
+        self._reload()
+
+    def dismiss(self, duty: Duty) -> None:
+        """Count a responder out."""
+        desk = self._desk
+        if duty not in desk.duties:
+            return
+        census.count_responder(self._connection, duty.type, desk.session, -1)
+        self._changes.set(desk, "duties", [other for other in desk.duties if other is not duty])
+        self._reload()
+
     # Sessions
+
+    def watch(self, name: str) -> bool:
+        """Watch a session; no if there is none of that name. It ends under the write lock, so none is missed."""
+        desk = self._desk
+        session = desk.topology.names.get(name)
+        if session is None or (session != desk.session and not self._lives(session)):
+            return False
+        self._attend()
+        self._changes.set(desk, "watched", desk.watched | {name})
+        return True
+
+    def watch_all(self) -> int:
+        """Watch all sessions; return the newest departure, behind which those begin that are to be reported."""
+        self._attend()
+        self._changes.set(self._desk, "watches_all", True)
+        return census.last_departure(self._connection)
 
     def enter(self) -> None:
         """Register our session; again, if others took us for dead: all that we held is lost then."""
-        desk, info = self._desk, self._desk.info
+        desk = self._desk
         if desk.session:
             desk.counters["sessions_fenced"] += 1
+            self._changes.set(desk, "info", desk.info.next())
         assert desk.lock is not None
         desk.lock.restore()
-        started = info.started.isoformat()
-        row = (desk.lock.token, desk.socket, info.id, info.name, info.host, info.pid, info.version, started)
-        self._changes.set(desk, "session", store.insert_session(self._connection, row))
+        info = desk.info
+        places = (desk.lock.token, desk.socket, desk.address, int(desk.attentive))
+        row = (*places, info.id, info.name, info.host, info.pid, info.version, info.started.isoformat())
+        self._changes.set(desk, "session", census.insert_session(self._connection, (*row, info.incarnation)))
+        self._changes.moved = True
         for claimant in desk.claimants:
             self._changes.set(claimant, "unsettled", {})
             self._changes.set(claimant, "subscription", 0)
@@ -100,27 +141,28 @@ class Registry:
         for name, patterns in desk.temporary.items():
             if name not in desk.topology.by_name:
                 store.insert_subscription(self._connection, name, patterns, desk.session)
+        for duty in desk.duties:
+            census.count_responder(self._connection, duty.type, desk.session, 1)
         self._reload()
 
-    def bury(self, session: int) -> None:
-        """End the session of a process if it is dead; asked under the write lock, as the word of a sweep may be old."""
-        desk = self._desk
-        token = desk.topology.tokens.get(session)
-        if token is None or session == desk.session or is_alive(desk.files.sessions, token):
-            return
-        self._changes.buried.append((token, desk.topology.sockets[session]))
-        for subscription in store.end_session(self._connection, session, crashed=True):
-            self._changes.feed(subscription)
-        desk.purging = True
-        desk.counters["sessions_buried"] += 1
-        self._reload()
+    def bury(self, sessions: Iterable[int]) -> None:
+        """End the sessions of dead processes; asked under the write lock, as the word of a sweep may be old."""
+        dead = [session for session in sessions if self._is_dead(session)]
+        for session in dead:
+            self._bury(session)
+        if dead:
+            self._desk.purging = True
+            self._changes.moved = True
+            self._reload()
 
     def leave(self) -> None:
         """End our own session, in good order."""
-        for subscription in store.end_session(self._connection, self._desk.session, crashed=False):
+        desk = self._desk
+        reason, now = desk.reason.value, desk.clock.wall()
+        for subscription in census.end_session(self._connection, desk.session, reason, now, crashed=False):
             self._changes.fed.add(subscription)
-        self._changes.set(self._desk, "claimants", [])
-        store.touch_topology(self._connection)
+        self._changes.set(desk, "claimants", [])
+        self._changes.moved = True
 
     # What others changed
 
@@ -140,9 +182,7 @@ class Registry:
                 self.enter()
             self._bind()
             # What a dead process left must not count as an audience; those known before are swept anyway.
-            for session in [session for session in desk.topology.tokens if session not in known]:
-                if session != desk.session:
-                    self._lives(session)
+            self.bury([session for session in desk.topology.tokens if session not in known])
         for subscription in desk.serving():
             desk.promising.add(subscription)
             desk.note_due(self._connection, subscription)
@@ -174,8 +214,30 @@ class Registry:
 
     def _lives(self, session: int) -> bool:
         """Tell whether a session's process lives, and bury it if not."""
-        self.bury(session)
+        self.bury([session])
         return session in self._desk.topology.tokens
+
+    def _is_dead(self, session: int) -> bool:
+        token = self._desk.topology.tokens.get(session)
+        return token is not None and session != self._desk.session and not is_alive(self._desk.files.sessions, token)
+
+    def _bury(self, session: int) -> None:
+        desk, known = self._desk, self._desk.topology
+        self._changes.buried.append((known.tokens[session], (known.sockets[session], known.addresses[session])))
+        reason, now = DownReason.CONNECTION_LOST.value, desk.clock.wall()
+        for subscription in census.end_session(self._connection, session, reason, now, crashed=True):
+            self._changes.feed(subscription)
+        desk.counters["sessions_buried"] += 1
+
+    def _attend(self) -> None:
+        """Get hints about the end of sessions from now on."""
+        desk = self._desk
+        if not desk.watches:
+            self._changes.set(desk, "departure", census.last_departure(self._connection))
+        if not desk.attentive:
+            self._changes.set(desk, "attentive", True)
+            census.set_watching(self._connection, desk.session)
+            self._reload()
 
     def _check_redeclaration(self, wanted: SubscriptionSpec, entry: topology.Entry) -> None:
         name = wanted.name

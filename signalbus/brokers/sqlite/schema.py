@@ -1,90 +1,19 @@
-"""The tables, and opening a file so that nothing but our own database is ever touched."""
+"""Opening a file so that nothing but our own database is ever touched, and bringing it to our version."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 
 from ...config import SqliteUrl
 from ...errors import ConfigError, StorageError
 from .failures import is_code, typed
 from .files import Files
+from .tables import MIGRATIONS, VERSION, statements
 
 APPLICATION_ID = 0x53674275  # "SgBu"; what `file` and other programs see in the header
-VERSION = 1
 OLDEST_SQLITE = (3, 38, 0)  # the first with the JSON functions built in
-
-# A delivery's state is the table it is in: claiming and settling then touch two small B-trees and no index.
-# Bodies are stored once; `fanout` counts the deliveries left of a signal that went to several subscriptions.
-_TABLES = """
-CREATE TABLE meta (
-    only INTEGER PRIMARY KEY CHECK (only = 1),
-    topology INTEGER NOT NULL,  -- grows with each change of subscriptions, consumers or sessions
-    boot TEXT NOT NULL          -- the boot that delayed.due counts from
-);
-CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    token TEXT NOT NULL UNIQUE,  -- names its lock file
-    socket TEXT NOT NULL,        -- where it listens for wake-ups
-    session TEXT NOT NULL, name TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
-    version TEXT NOT NULL, started TEXT NOT NULL
-);
-CREATE TABLE subscriptions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    patterns TEXT NOT NULL,  -- JSON array
-    owner INTEGER            -- the session it vanishes with; NULL: durable
-);
-CREATE TABLE consumers (
-    subscription INTEGER NOT NULL, session INTEGER NOT NULL, count INTEGER NOT NULL,
-    PRIMARY KEY (subscription, session)
-) WITHOUT ROWID;
-CREATE TABLE signals (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    fanout INTEGER NOT NULL,    -- deliveries it started with
-    checksum INTEGER NOT NULL,  -- see records.seal
-    head BLOB NOT NULL,         -- JSON array: id, type, content type, headers
-    body BLOB NOT NULL
-);
-CREATE TABLE fanout (
-    signal INTEGER PRIMARY KEY, pending INTEGER NOT NULL
-);
-CREATE TABLE ready (
-    subscription INTEGER NOT NULL, signal INTEGER NOT NULL,
-    attempt INTEGER NOT NULL DEFAULT 1, crashes INTEGER NOT NULL DEFAULT 0, history BLOB,
-    PRIMARY KEY (subscription, signal)
-) WITHOUT ROWID;
-CREATE TABLE claimed (
-    subscription INTEGER NOT NULL, signal INTEGER NOT NULL,
-    attempt INTEGER NOT NULL, crashes INTEGER NOT NULL, history BLOB,
-    session INTEGER NOT NULL, batch INTEGER NOT NULL,
-    PRIMARY KEY (subscription, signal)
-) WITHOUT ROWID;
-CREATE TABLE delayed (
-    subscription INTEGER NOT NULL, signal INTEGER NOT NULL,
-    attempt INTEGER NOT NULL, crashes INTEGER NOT NULL, history BLOB,
-    due REAL NOT NULL,       -- seconds on the boot clock
-    due_wall REAL NOT NULL,  -- seconds since 1970, used after a reboot only
-    delay REAL NOT NULL,
-    PRIMARY KEY (subscription, signal)
-) WITHOUT ROWID;
-CREATE INDEX delayed_due ON delayed (subscription, due);
-CREATE TABLE dead_letters (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
-    subscription TEXT NOT NULL,
-    signal INTEGER NOT NULL, fanout INTEGER, checksum INTEGER, head BLOB, body BLOB,
-    reason TEXT NOT NULL, detail TEXT NOT NULL,
-    attempt INTEGER NOT NULL, crashes INTEGER NOT NULL,
-    at REAL NOT NULL, history BLOB
-);
-CREATE TABLE purges (
-    subscription INTEGER PRIMARY KEY  -- deleted, its deliveries are still being removed
-);
--- For people with the sqlite3 shell.
-CREATE VIEW readable_signals AS
-    SELECT seq, json_extract(CAST(head AS TEXT), '$[0]') AS id, json_extract(CAST(head AS TEXT), '$[1]') AS type,
-           json_extract(CAST(head AS TEXT), '$[2]') AS content_type, length(body) AS bytes
-    FROM signals;
-"""
+_FIRST_ROW = "INSERT INTO meta (only, topology, boot) VALUES (1, 1, '')"
 
 
 def connect(url: SqliteUrl, files: Files, *, create: bool) -> sqlite3.Connection:
@@ -158,18 +87,18 @@ def _prepare(connection: sqlite3.Connection, url: SqliteUrl, files: Files) -> No
     connection.execute("PRAGMA cache_size = -16384")
     connection.execute("PRAGMA temp_store = MEMORY")
     if not tables:
-        _create(connection)
+        _change(connection, VERSION, [*statements(), _FIRST_ROW, f"PRAGMA application_id = {APPLICATION_ID}"])
+    else:
+        for number in range(max(version, 1) + 1, VERSION + 1):
+            _change(connection, number, MIGRATIONS[number])
 
 
-def _create(connection: sqlite3.Connection) -> None:
+def _change(connection: sqlite3.Connection, version: int, changes: Iterable[str]) -> None:
+    """Change the tables and note the version, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statement in _TABLES.split(";\n"):
-            if statement.strip():
-                connection.execute(statement)
-        connection.execute("INSERT INTO meta (only, topology, boot) VALUES (1, 1, '')")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
+        for statement in (*changes, f"PRAGMA user_version = {version}"):
+            connection.execute(statement)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

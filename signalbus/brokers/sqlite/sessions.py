@@ -89,7 +89,8 @@ def remove_leftovers(directory: Path, known: set[str]) -> None:
     for path in directory.glob("*.lock"):
         if path.stem not in known and not is_alive(directory, path.stem):
             path.unlink(missing_ok=True)
-            path.with_suffix(".sock").unlink(missing_ok=True)
+            for suffix in (".sock", ".call"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _unusable(directory: Path, error: OSError) -> StorageError:

@@ -242,7 +242,7 @@ def dead_letters(connection: Connection, limit: int) -> list[tuple[object, ...]]
     ).fetchall()
 
 
-# Subscriptions, consumers, sessions
+# Subscriptions, consumers
 
 
 def topology_counter(connection: Connection) -> int:
@@ -319,33 +319,6 @@ def count_consumer(connection: Connection, subscription: int, session: int, chan
     )
 
 
-def sessions(connection: Connection) -> list[tuple[int, str, str]]:
-    """Return (id, token, socket)."""
-    return connection.execute("SELECT id, token, socket FROM sessions").fetchall()
-
-
-def insert_session(connection: Connection, values: Sequence[object]) -> int:
-    """Register a session: (token, socket, session, name, host, pid, version, started); return its number."""
-    cursor = connection.execute(
-        "INSERT INTO sessions (token, socket, session, name, host, pid, version, started)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        values,
-    )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
-
-
-def end_session(connection: Connection, session: int, *, crashed: bool) -> list[int]:
-    """Remove a session: claims go back, temporary subscriptions go; return the subscriptions with new work."""
-    affected = release_session(connection, session, crashed=crashed)
-    for (subscription,) in connection.execute("SELECT id FROM subscriptions WHERE owner = ?", (session,)).fetchall():
-        delete_subscription(connection, subscription)
-    connection.execute("DELETE FROM consumers WHERE session = ?", (session,))
-    connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
-    touch_topology(connection)
-    return affected
-
-
 # Looks
 
 
@@ -360,14 +333,15 @@ def has_ready(connection: Connection, subscription: int) -> bool:
     return row is not None
 
 
-def queue_counts(connection: Connection) -> list[tuple[str, str, int | None, int, int, int, int]]:
-    """Return (name, patterns, owner, ready, claimed, delayed, consumers) by name."""
+def queue_counts(connection: Connection) -> list[tuple[str, str, int | None, int, int, int, int, object]]:
+    """Return (name, patterns, owner, ready, claimed, delayed, consumers, head of the oldest ready) by name."""
     return connection.execute(
         "SELECT name, patterns, owner,"
         " (SELECT count(*) FROM ready WHERE subscription = s.id),"
         " (SELECT count(*) FROM claimed WHERE subscription = s.id),"
         " (SELECT count(*) FROM delayed WHERE subscription = s.id),"
-        " (SELECT coalesce(sum(count), 0) FROM consumers WHERE subscription = s.id)"
+        " (SELECT coalesce(sum(count), 0) FROM consumers WHERE subscription = s.id),"
+        " (SELECT head FROM signals WHERE seq = (SELECT min(signal) FROM ready WHERE subscription = s.id))"
         " FROM subscriptions s ORDER BY name"
     ).fetchall()
 

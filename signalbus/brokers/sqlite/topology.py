@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...errors import ConfigError, StorageError
 from ...patterns import Pattern, parse
-from . import store
+from . import census, store
 
 _ROUTES_KEPT = 10_000  # types seen; programs have hundreds, but a type may be made up of an id
 
@@ -34,6 +34,9 @@ class Topology:
     )  # subscription -> session -> consumers
     tokens: dict[int, str] = field(default_factory=dict[int, str])  # session -> token
     sockets: dict[int, str] = field(default_factory=dict[int, str])  # session -> socket
+    addresses: dict[int, str] = field(default_factory=dict[int, str])  # session -> socket for requests
+    names: dict[str, int] = field(default_factory=dict[str, int])  # what others call a session -> session
+    watching: list[int] = field(default_factory=list[int])  # sessions that want a hint when others come or end
     routes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     def route(self, signal_type: str) -> tuple[int, ...]:
@@ -71,6 +74,9 @@ def load(connection: store.Connection, counter: int) -> Topology:
         topology.by_name[name] = Entry(number, name, texts, owner, parsed)
     for subscription, session, count in store.consumers(connection):
         topology.servers.setdefault(subscription, {})[session] = count
-    for session, token, socket in store.sessions(connection):
-        topology.tokens[session], topology.sockets[session] = token, socket
+    for session, token, socket, address, name, watching in census.sessions(connection):
+        topology.tokens[session], topology.names[name] = token, session
+        topology.sockets[session], topology.addresses[session] = socket, address
+        if watching:
+            topology.watching.append(session)
     return topology

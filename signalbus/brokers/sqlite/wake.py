@@ -1,32 +1,27 @@
-"""Waking the writer thread: by its own process through a doorbell, by others with datagrams.
+"""Waking the writer thread: by its own process through a doorbell, by others with datagrams, by the end of processes.
 
 A datagram says only "look again". It may get lost or be one too many, so nothing depends on it but latency.
 """
 
 from __future__ import annotations
 
-import os
 import select
 import socket
-import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-# Bytes of a socket's path: sun_path has 108 on Linux and 104 elsewhere, with the terminator.
-_LONGEST = 107 if sys.platform == "linux" else 103
-_DIRECTORY_PREFIX = "signalbus-"
-_NAME = "wake.sock"
+from .sockets import bind, bind_again, remove_socket
 
 
 class Wake:
-    """One waiting place with two bells."""
+    """One waiting place with two bells, and descriptors that become readable when a process ends."""
 
     def __init__(self) -> None:
         self._bell, self._button = socket.socketpair()
         self._bell.setblocking(False)
         self._button.setblocking(False)
         self._hints: socket.socket | None = None
+        self._processes: set[int] = set()
         self._outbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._outbox.setblocking(False)
         self._poll = select.poll()
@@ -35,20 +30,34 @@ class Wake:
 
     def listen(self, directory: Path, token: str) -> str:
         """Listen for datagrams of others; return the path of the socket, empty if there can be none."""
-        path = directory / f"{token}.sock"
-        hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        hints.setblocking(False)
-        try:
-            if len(os.fsencode(path)) > _LONGEST:
-                path = Path(tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX)) / _NAME
-            hints.bind(str(path))
-        except OSError:
-            hints.close()  # a file system without sockets: we look from time to time all the same
-            remove_socket(str(path))
-            return ""
-        self._hints, self.path = hints, str(path)
-        self._poll.register(hints, select.POLLIN)
+        bound = bind(socket.SOCK_DGRAM, directory / f"{token}.sock")
+        if bound is None:
+            return ""  # we look from time to time all the same
+        self._hints, self.path = bound
+        self._poll.register(self._hints, select.POLLIN)
         return self.path
+
+    def restore(self) -> None:
+        """Listen at the same path again if somebody removed it."""
+        if not self.path or Path(self.path).exists():
+            return
+        hints = bind_again(socket.SOCK_DGRAM, self.path)
+        if hints is None or self._hints is None:
+            return
+        self._poll.unregister(self._hints)
+        self._hints.close()
+        self._hints = hints
+        self._poll.register(hints, select.POLLIN)
+
+    def watch(self, process: int) -> None:
+        """Wake also when this descriptor of a process tells its end; it stays its owner's."""
+        self._processes.add(process)
+        self._poll.register(process, select.POLLIN)
+
+    def unwatch(self, process: int) -> None:
+        """Stop watching a process; before its descriptor is closed."""
+        self._processes.discard(process)
+        self._poll.unregister(process)
 
     def ring(self) -> None:
         """Wake the waiting thread. Safe from any thread."""
@@ -57,13 +66,19 @@ class Wake:
         except OSError:
             pass  # full of rings nobody heard yet, or closed as the thread has ended
 
-    def wait(self, timeout: float | None) -> bool:
-        """Wait for a ring, a hint or the timeout in seconds; tell whether there was a hint."""
+    def wait(self, timeout: float | None, ended: list[int] | None = None) -> bool:
+        """Wait for a ring, a hint, the end of a process or the timeout in seconds; tell whether there was a hint.
+
+        Descriptors of processes that have ended are added to ``ended``; they keep waking until `unwatch`.
+        """
         events = self._poll.poll(None if timeout is None else max(0, int(timeout * 1000 + 0.999)))
         hinted = False
         for fd, _ in events:
             if fd == self._bell.fileno():
                 self._bell.recv(4096)  # more rings than that would only wake us once too often
+            elif fd in self._processes:
+                if ended is not None:
+                    ended.append(fd)
             elif self._hints is not None:
                 _drain(self._hints)
                 hinted = True
@@ -89,19 +104,6 @@ class Wake:
         for end in (self._bell, self._button, self._outbox, self._hints):
             if end is not None:
                 end.close()
-
-
-def remove_socket(path: str) -> None:
-    """Remove the socket of a session that is over, with the directory made for it alone. Idempotent."""
-    if not path:
-        return
-    socket_path = Path(path)
-    socket_path.unlink(missing_ok=True)
-    if socket_path.name == _NAME and socket_path.parent.name.startswith(_DIRECTORY_PREFIX):
-        try:
-            socket_path.parent.rmdir()
-        except OSError:
-            pass  # gone already, or not only ours
 
 
 def _drain(end: socket.socket) -> None:

@@ -6,13 +6,17 @@ Waits for work, and sees to the life of our session and the death of others.
 from __future__ import annotations
 
 import asyncio
+import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from ...errors import SignalBusError, StorageError
-from . import store
+from ...sessions import SessionInfo
+from . import census, store
 from .database import Database
 from .desk import Desk
 from .failures import typed
@@ -22,18 +26,30 @@ from .lock import FairLock
 from .operations import Bury
 from .rounds import Deliveries, Rounds
 from .sessions import SessionLock, is_alive, remove_leftovers
+from .sockets import bind, remove_socket
 from .wake import Wake
+from .watcher import Watcher
+from .watches import Ended
 
 _POLL_SECONDS = 0.5  # between looks of a consumer whose hints may have got lost
 _SWEEP_SECONDS = 1.0  # between looks after the sessions of dead processes
 _SPACE_SECONDS = 1.0  # between looks at a disk that is short of space
 _LOOP_SECONDS = 5.0  # between looks whether the event loop is still there
 
-Report = Callable[[Sequence[AnyOperation], Deliveries], None]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clerk:
+    """The event loop's side: what is called there, in order; the last one on the thread, for lack of a loop."""
+
+    report: Callable[[Sequence[AnyOperation], Deliveries], None]  # once for each transaction that answers something
+    ended: Callable[[Ended], None]  # watched sessions
+    renewed: Callable[[SessionInfo], None]  # we are another session now, as others took us for dead
+    unreachable: Callable[[], None]  # somebody removed the socket for requests
+    orphaned: Callable[[], None]  # the loop was closed before us: let go of what it would have closed
 
 
 class Writer(threading.Thread):
-    """See the module. ``report`` is called on the event loop, once for each transaction that answers something."""
+    """See the module."""
 
     def __init__(
         self,
@@ -42,19 +58,22 @@ class Writer(threading.Thread):
         loop: asyncio.AbstractEventLoop,
         *,
         network_filesystem: bool,
-        report: Report,
+        clerk: Clerk,
     ) -> None:
         # A daemon: a lock that another process never gives back must not keep this one from exiting.
         super().__init__(name=f"signalbus-writer {desk.files.path.name}", daemon=True)
         self._desk = desk
         self._database = database
         self._loop = loop
-        self._report = report
+        self._clerk = clerk
         self._network_filesystem = network_filesystem
         self._lock = FairLock()
         self._wake = Wake()
         self.intake = Intake(desk.files.path, self._wake.ring)
         self._rounds = Rounds(desk, database, self._lock, self.intake, post=self._post, hint=self._wake.hint)
+        self.watcher = Watcher(desk, self._wake, self.intake.push, self._tell_ended)
+        self.calls: socket.socket | None = None  # bound for requests; the event loop's once we are open
+        self._known_as = desk.info
         self._looked_at = -1  # data version
         self._next_poll = 0.0
         self._next_sweep = 0.0
@@ -68,6 +87,10 @@ class Writer(threading.Thread):
         queued, running = self.intake.abandon()
         return queued, [*running, *self._rounds.deferred]
 
+    def ring(self) -> None:
+        """Make the thread look at what is watched."""
+        self._wake.ring()
+
     @property
     def trouble(self) -> str:
         """Why nothing can be stored at present, if so."""
@@ -77,7 +100,10 @@ class Writer(threading.Thread):
         """Let go of everything inherited, in a forked child, without touching the parent's."""
         self._database.leak()
         self._lock.close()
+        self.watcher.forget()
         self._wake.forget()
+        if self.calls is not None:
+            self.calls.close()
         if self._desk.lock is not None:
             self._desk.lock.forget()
 
@@ -120,18 +146,19 @@ class Writer(threading.Thread):
         desk, connection = self._desk, self._database.connection
         desk.lock = SessionLock(desk.files.sessions)
         desk.socket = self._wake.listen(desk.files.sessions, desk.lock.token)
+        if (bound := bind(socket.SOCK_STREAM, desk.files.sessions / f"{desk.lock.token}.call")) is not None:
+            self.calls, desk.address = bound
         self._database.begin()
         clock = desk.clock
         store.rebase_delayed(connection, clock.boot_id(), clock.boottime(), clock.wall())
-        others = store.sessions(connection)
+        others = census.sessions(connection)
         group = Group(connection, desk)
         group.run(())
         group.registry.enter()
-        for session, _, _ in others:
-            group.registry.bury(session)
+        group.registry.bury([session for session, *_ in others])
         self._database.commit(group.changes.written)
         hints = group.changes.committed()
-        remove_leftovers(desk.files.sessions, {desk.lock.token, *(token for _, token, _ in others)})
+        remove_leftovers(desk.files.sessions, {desk.lock.token, *(token for _, token, *_ in others)})
         self._wake.hint(hints)
 
     def _serve(self) -> None:
@@ -158,8 +185,10 @@ class Writer(threading.Thread):
         timeout = self._timeout()
         if not self.intake.fall_asleep():
             return False
-        hinted = self._wake.wait(timeout)
+        ended: list[int] = []
+        hinted = self._wake.wait(timeout, ended)
         self.intake.wake_up()
+        self.watcher.note_ended(ended)
         return hinted
 
     def _timeout(self) -> float:
@@ -176,6 +205,8 @@ class Writer(threading.Thread):
             waits.extend(until - now for until in desk.patience.values())
             if (due := desk.seconds_to_due()) is not None:
                 waits.append(due)
+        if (sweep := self.watcher.seconds_to_sweep()) is not None:
+            waits.append(sweep)
         waits.append(self._next_sweep - now)
         return max(0.0, min(waits))
 
@@ -194,6 +225,11 @@ class Writer(threading.Thread):
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_SECONDS
             self._sweep()
+        if desk.info is not self._known_as:
+            self._known_as = desk.info
+            self._call(self._clerk.renewed, desk.info)
+        self.watcher.look(connection)
+        self.watcher.sweep(now)
         if desk.short_of_space:
             desk.short_of_space = self._database.short_of_space()
 
@@ -203,6 +239,9 @@ class Writer(threading.Thread):
         if desk.lock.restore():
             # Others may have taken us for dead: a transaction, even an empty one, notices and registers us again.
             self.intake.push(Bury(()))
+        self._wake.restore()
+        if desk.address and not Path(desk.address).exists():
+            self._call(self._clerk.unreachable)
         tokens = desk.topology.tokens.items()
         dead = [session for session, token in tokens if not is_alive(desk.files.sessions, token)]
         if dead:
@@ -253,12 +292,21 @@ class Writer(threading.Thread):
                 self._database.close()  # the last one to close makes a checkpoint
         if self._desk.lock is not None:
             self._desk.lock.close()
+        self.watcher.close()
         self._wake.close()
+        if self.calls is not None:
+            self.calls.close()  # nobody took it over
+        if self._loop.is_closed():
+            self._clerk.orphaned()
+        remove_socket(self._desk.address)
         self._lock.close()
         self._call(_succeed, self.ended)
 
     def _post(self, operations: Sequence[AnyOperation], deliveries: Deliveries) -> None:
-        self._call(self._report, operations, deliveries)
+        self._call(self._clerk.report, operations, deliveries)
+
+    def _tell_ended(self, downs: Ended) -> None:
+        self._call(self._clerk.ended, downs)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         try:

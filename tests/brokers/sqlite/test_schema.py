@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from signalbus.brokers.base import SubscriptionSpec
-from signalbus.brokers.sqlite import files, schema
+from signalbus.brokers.sqlite import files, schema, tables
 from signalbus.errors import ConfigError, StorageError
 from tests.brokers.sqlite.support import SECONDS, WORK, Place, signal
 
@@ -29,7 +29,7 @@ async def test_a_newer_schema_is_refused_and_left_as_it_was(place: Place) -> Non
     await broker.publish([signal()], SECONDS)
     await broker.aclose()
     with place.raw() as connection:
-        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {tables.VERSION + 1}")
     before = _digest(place.path)
     with pytest.raises(ConfigError, match="newer signalbus"):
         await place.open()
@@ -60,7 +60,7 @@ async def test_an_empty_file_becomes_a_database(place: Place) -> None:
     await broker.aclose()
     with place.raw() as connection:
         assert connection.execute("PRAGMA application_id").fetchone() == (schema.APPLICATION_ID,)
-        assert connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (tables.VERSION,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from signalbus.brokers.base import SubscriptionSpec
-from signalbus.brokers.sqlite.wake import Wake, remove_socket
+from signalbus.brokers.sqlite.sockets import remove_socket
+from signalbus.brokers.sqlite.wake import Wake
 from signalbus.delivery import ACK
 from tests.brokers.sqlite.support import SECONDS, Place, receive, signal
 

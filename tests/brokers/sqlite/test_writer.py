@@ -13,7 +13,7 @@ import pytest
 
 from signalbus.brokers.base import SubscriptionSpec
 from signalbus.brokers.sqlite import SqliteBroker, store
-from signalbus.brokers.sqlite import broker as broker_module
+from signalbus.brokers.sqlite import outbox as outbox_module
 from signalbus.brokers.sqlite import group as group_module
 from signalbus.brokers.sqlite.operations import Look
 from signalbus.codec import EncodedSignal
@@ -206,7 +206,7 @@ async def test_consuming_what_does_not_exist_names_it(place: Place) -> None:
 async def test_publishes_wait_for_room_and_give_up_at_their_deadline(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker_module, "_PENDING_SIGNALS", 10)
+    monkeypatch.setattr(outbox_module, "_PENDING_SIGNALS", 10)
     broker, _ = await place.serving()
     peer = place.peer("lock")
     assert await peer.line() == "locked"
@@ -223,7 +223,7 @@ async def test_publishes_wait_for_room_and_give_up_at_their_deadline(
 
 
 async def test_waiting_publishes_keep_their_order(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_module, "_PENDING_SIGNALS", 10)
+    monkeypatch.setattr(outbox_module, "_PENDING_SIGNALS", 10)
     broker, consumer = await place.serving(prefetch=200)
     await asyncio.gather(*(broker.publish([item], SECONDS) for item in signals(200)))
     assert [data_of(incoming) for incoming in await receive(consumer, 200)] == list(range(200))
@@ -352,7 +352,8 @@ def test_an_event_loop_that_ends_without_closing_ends_the_writer(tmp_path: Path)
 
 async def _stored(broker: SqliteBroker) -> int:
     """Return how many signals are in the database."""
-    return await broker._ask(Look[int](broker.future(), time.monotonic() + SECONDS, _count_signals))
+    errands = broker._opened()
+    return await errands.ask(Look[int](errands.future(), time.monotonic() + SECONDS, _count_signals))
 
 
 def _count_signals(connection: sqlite3.Connection) -> int:

@@ -1,0 +1,135 @@
+"""Where sessions take requests, and which types they respond to: read from the database, remembered for a while.
+
+Nothing depends on how fresh it is: who is gone refuses the connection, and who is missing is asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import BrokerUnavailable, SignalBusError
+from . import census, store
+from .sessions import is_alive
+
+_FRESH_SECONDS = 1.0  # older ones are read again, beside the request that notices
+_GONE_KEPT = 10_000  # names of sessions that are not there any more
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Where a session takes requests. ``address`` is empty if it takes none."""
+
+    session: str
+    token: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One state of the topology, named by ``counter``."""
+
+    counter: int = -1
+    sessions: dict[str, Post] = field(default_factory=dict[str, Post])
+    responders: dict[str, list[Post]] = field(default_factory=dict[str, list[Post]])
+
+
+def read_listing(connection: store.Connection, directory: Path, known: int) -> Listing | None:
+    """Return who lives and responds to what; None if the topology is still that of counter ``known``."""
+    counter = store.topology_counter(connection)
+    if counter == known:
+        return None
+    rows = [row for row in census.roll(connection) if is_alive(directory, row[1])]
+    posts = {row[0]: Post(row[2], row[1], row[9]) for row in rows}
+    responders: dict[str, list[Post]] = {}
+    for request_type, number in census.responders(connection):
+        if number in posts:
+            responders.setdefault(request_type, []).append(posts[number])
+    return Listing(counter, {post.session: post for post in posts.values()}, responders)
+
+
+class Directory:
+    """See the module. ``read`` asks the database, given the counter of what is known."""
+
+    def __init__(self, read: Callable[[int], Awaitable[Listing | None]], counters: Counter[str]) -> None:
+        self._read = read
+        self._counters = counters
+        self._listing = Listing()
+        self._as_of = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        self._gone: dict[str, None] = {}
+        self._stale = True
+
+    async def responders(self, request_type: str, tried: set[str], deadline: float) -> list[Post]:
+        """Return who responds to a type, but for the addresses in ``tried``; asks the database if nobody does."""
+        if not self._stale and (found := self._listed(request_type, tried)):
+            if asyncio.get_running_loop().time() - self._as_of > _FRESH_SECONDS:
+                self._read_next()
+            return found
+        await self._read_again(deadline)
+        return self._listed(request_type, tried)
+
+    async def find(self, session: str, deadline: float) -> Post | None:
+        """Return where a session is; None if there is none."""
+        if (found := self._listing.sessions.get(session)) is not None or session in self._gone:
+            return found
+        await self._read_again(deadline)
+        found = self._listing.sessions.get(session)
+        if found is None:
+            # Names never come back: who left is not to cost a question each time.
+            if len(self._gone) >= _GONE_KEPT:
+                self._gone.clear()
+            self._gone[session] = None
+        return found
+
+    def distrust(self) -> None:
+        """Ask the database before the next answer: what is known was wrong."""
+        self._stale = True
+
+    async def wait_idle(self) -> None:
+        """Wait for the end of what is being read; the database answers in any case, also when it is closed."""
+        while tasks := [task for task in (self._reading, self._next) if task is not None and not task.done()]:
+            await asyncio.wait(tasks)
+
+    def _listed(self, request_type: str, tried: set[str]) -> list[Post]:
+        posts = self._listing.responders.get(request_type, ())
+        return [post for post in posts if post.address and post.address not in tried]
+
+    async def _read_again(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.shield(self._read_next())
+        except TimeoutError as error:
+            raise BrokerUnavailable("the database did not say in time who is there; nothing was sent") from error
+
+    def _read_next(self) -> asyncio.Task[None]:
+        """Return the reading that begins next: one that runs already may have missed what the caller knows of."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._read_after(self._reading), name="signalbus sqlite directory")
+            self._next.add_done_callback(self._note)
+        return self._next
+
+    async def _read_after(self, previous: asyncio.Task[None] | None) -> None:
+        if previous is not None and not previous.done():
+            await asyncio.wait([previous])
+        self._reading, self._next = self._next, None
+        self._stale = False
+        begun = asyncio.get_running_loop().time()
+        listing = await self._read(self._listing.counter)
+        self._as_of = begun
+        if listing is not None:
+            self._listing = listing
+
+    def _note(self, task: asyncio.Task[None]) -> None:
+        if self._next is task:
+            self._next = None
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._stale = True
+        self._counters["directory_failures"] += 1
+        if not isinstance(error, SignalBusError):
+            raise error  # a bug of ours: the event loop reports it

@@ -6,10 +6,11 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from signalbus import (
     AudienceMismatch,
@@ -312,7 +313,7 @@ async def responding_begins_and_ends_at_run_time(world: World) -> None:
 
 @contract
 async def a_killed_responder_is_told_at_once(world: World) -> None:
-    worker = await world.worker(role="respond", name="ask", behaviour="hold")
+    worker = await world.worker(role="respond", name="ask", behaviour="hold", concurrency=10)
     async with world.bus() as bus:
         requests = [asyncio.create_task(bus.request("ask", n, timeout=30)) for n in range(5)]
         await world.wait_steps("start", 5)

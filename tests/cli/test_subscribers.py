@@ -1,0 +1,112 @@
+"""subscribers, and publish until acked: who serves what, and what became of a signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.cli.program import Json, Running, environment, running, signalbus
+
+APP = """
+import os, time
+from signalbus import Bus, Reject
+bus = Bus(name="shop")
+
+@bus.subscribe("order.*", name="billing")
+async def bill(data: dict) -> None:
+    if data.get("bad"):
+        raise Reject("no such customer")
+    if data.get("block"):
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Running]:
+    """A program that serves one subscription."""
+    (tmp_path / "shop.py").write_text(APP)
+    with running("run", "shop:bus", cwd=tmp_path, name="shop") as shop:
+        shop.wait_err("serving")
+        yield shop
+
+
+def billing(tmp_path: Path) -> Json:
+    fields = signalbus("subscribers", "--json", cwd=tmp_path).json()
+    [status] = [each for each in cast("list[Json]", fields["subscriptions"]) if each["name"] == "billing"]
+    return status
+
+
+def sessions(status: Json) -> list[Json]:
+    return cast("list[Json]", status["sessions"])
+
+
+def test_who_serves_a_subscription_is_listed(shop: Running, tmp_path: Path) -> None:
+    status = billing(tmp_path)
+    assert (status["state"], status["in_flight"], status["waiting"]) == ("up", 0, 0)
+    [session] = sessions(status)
+    assert (session["name"], session["answering"]) == ("shop", True)
+    out = signalbus("subscribers", cwd=tmp_path).out
+    assert "✓ up" in out
+    assert f"shop (pid {session['pid']} at " in out
+    shop.send(signal.SIGTERM)
+    shop.wait()
+    status = billing(tmp_path)
+    assert (status["state"], status["sessions"]) == ("gone", [])
+    assert "✗ gone" in signalbus("subscribers", cwd=tmp_path).out
+
+
+def test_a_blocked_subscriber_is_shown_as_such(shop: Running, tmp_path: Path) -> None:
+    signalbus("publish", "order.placed", '{"block": 1}', cwd=tmp_path)
+    signalbus("publish", "order.placed", "{}", cwd=tmp_path)
+    out = signalbus("subscribers", cwd=tmp_path).out
+    assert "! stalled" in out
+    assert "does not answer" in out
+    shop.send(signal.SIGKILL)
+
+
+def test_watching_goes_on_until_it_is_stopped(shop: Running, tmp_path: Path) -> None:
+    with running("subscribers", "--watch", "--json", "--interval", "0.1", cwd=tmp_path, name="watch") as watch:
+        watch.wait_out('"billing"', 3)
+        watch.send(signal.SIGINT)
+        assert watch.wait() == 130
+    assert all(line["schema_version"] == 1 for line in watch.json_lines())
+
+
+def test_nothing_to_show_makes_no_file(tmp_path: Path) -> None:
+    assert "does not exist" in signalbus("subscribers", cwd=tmp_path, check=5).err
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+def test_publishing_until_acked_says_what_became_of_it(shop: Running, tmp_path: Path) -> None:
+    publish = ["publish", "order.placed", "--until", "acked", "--timeout", "20"]
+    fields = signalbus(*publish, "{}", "--json", cwd=tmp_path).json()
+    [outcome] = cast("list[Json]", fields["subscriptions"])
+    assert (outcome["subscription"], outcome["outcome"]) == ("billing", "acked")
+    result = signalbus(*publish, '{"bad": 1}', cwd=tmp_path, check=6)
+    assert "✗ dead  billing" in result.out
+    assert "no such customer" in result.out
+    shop.send(signal.SIGTERM)
+    shop.wait()
+    result = signalbus("publish", "order.placed", "{}", "--until", "acked", "--timeout", "1", cwd=tmp_path, check=7)
+    assert "… pending  billing" in result.out
+    assert "not settled within 1 s by billing" in result.err
+
+
+def test_another_audience_than_expected_is_refused(shop: Running, tmp_path: Path) -> None:
+    assert "1 subscriptions match" in signalbus("publish", "order.x", "{}", "--expect", "2", cwd=tmp_path, check=6).err
+    signalbus("publish", "order.x", "{}", "--expect", "1", cwd=tmp_path)
+
+
+def test_subscribers_of_rabbitmq(amqp_url: str, tmp_path: Path) -> None:
+    env = environment(amqp_url)
+    (tmp_path / "shop.py").write_text(APP)
+    with running("run", "shop:bus", cwd=tmp_path, env=env) as shop:
+        shop.wait_err("serving")
+        out = signalbus("subscribers", cwd=tmp_path, env=env).out
+        assert "✓ up" in out
+        assert "shop (pid " in out

@@ -110,7 +110,7 @@ class Calls:
 
     async def listen(self, channel: Channel) -> None:
         """Hear the answers on a new channel, before anything is asked on it. Raises `DriverFailure`."""
-        await call(channel.basic_consume(dialogue.REPLY_QUEUE, self._on_answer, no_ack=True), STEP_SECONDS)
+        await call(channel.basic_consume(dialogue.REPLY_QUEUE, _nobody, no_ack=True), STEP_SECONDS)
         on_closed(channel, lambda failure: self._lost(channel, failure))
 
     async def wait_heard(self, channel: Channel) -> None:
@@ -132,7 +132,8 @@ class Calls:
         outcome = self._publisher.outcome(confirmation, envelope, "")
         asked.end(_OUTCOMES[outcome.result], outcome.reason or f"nobody responds to {asked.request_type!r}")
 
-    async def _on_answer(self, message: DeliveredMessage) -> None:
+    def hear(self, message: DeliveredMessage) -> None:
+        """Take what a responder says."""
         asked = self._open.get(message.header.properties.correlation_id or "")
         if asked is None or asked.answered.done():
             self._counters["replies_late"] += 1
@@ -157,3 +158,7 @@ async def _wait_room(room: asyncio.Event, deadline: float) -> None:
             await room.wait()
     except TimeoutError as error:
         raise Backpressure("too many requests are being sent: none was confirmed in time") from error
+
+
+async def _nobody(message: DeliveredMessage) -> None:
+    """Take nothing: deliveries come the short way."""

@@ -16,12 +16,11 @@ from typing import cast
 from aiormq.abc import AbstractConnection
 from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError
-from pamqp import commands, frame
-from pamqp.body import ContentBody
-from pamqp.header import ContentHeader
+from pamqp import commands
 
 from ...errors import Backpressure, BrokerUnavailable
 from ..base import CONFIRMED, RETURNED, PublishOutcome, PublishResult
+from . import frames
 from .connection import Link
 from .driver import (
     ACCESS_REFUSED,
@@ -34,6 +33,7 @@ from .driver import (
     failure_of,
     on_closed,
 )
+from .shortcut import OnMessage, Shortcut
 
 WINDOW = 2_000  # messages without an answer, at most
 WINDOW_BYTES = 32 * 1024 * 1024
@@ -76,8 +76,9 @@ class _Lost:
 class Sender:
     """One incarnation of a publishing channel."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, on_message: OnMessage | None = None) -> None:
         self.channel = channel
+        Shortcut(channel, on_message)
         self.dead: DriverFailure | None = None
         self.room = asyncio.Event()
         self.room.set()
@@ -94,16 +95,8 @@ class Sender:
         channel = self.channel
         body, message_id = envelope.body, envelope.properties.message_id or ""
         number = channel.number
-        frames = [
-            frame.marshal(
-                commands.Basic.Publish(exchange=envelope.exchange, routing_key=envelope.key, mandatory=True), number
-            ),
-            frame.marshal(ContentHeader(body_size=len(body), properties=envelope.properties), number),
-        ]
-        limit = channel.max_content_size
-        frames += [
-            frame.marshal(ContentBody(body[start : start + limit]), number) for start in range(0, len(body), limit)
-        ]
+        method = frames.method(number, envelope.exchange, envelope.key)
+        content = frames.content(number, envelope.properties, body, channel.max_content_size)
         # From here on nothing can fail, so the count of confirms stays in step with the broker's.
         confirmation: Confirmation = self._loop.create_future()
         channel.delivery_tag += 1
@@ -124,7 +117,7 @@ class Sender:
                 self.room.set()
 
         confirmation.add_done_callback(answered)
-        self._writer.write(b"".join(frames))
+        self._writer.write(b"".join((method, *content)))
         return confirmation
 
     def _on_closed(self, failure: DriverFailure) -> None:
@@ -140,15 +133,22 @@ class Publisher:
     """Publishes over a link, on a channel of its own that is opened again when it is lost.
 
     ``repair`` makes missing exchanges again; it is called when the broker said that one is missing (404).
-    ``opened`` prepares each new channel before anything is published on it.
+    ``opened`` prepares each new channel before anything is published on it; ``on_message`` takes what it consumes.
     """
 
-    def __init__(self, link: Link, repair: Callable[[float], Awaitable[None]], opened: Opened | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        repair: Callable[[float], Awaitable[None]],
+        opened: Opened | None = None,
+        on_message: OnMessage | None = None,
+    ) -> None:
         self.max_body = _MAX_BODY_NEWER
         self.refused: str | None = None  # while the broker refuses us
         self._link = link
         self._repair = repair
         self._opened = opened
+        self._on_message = on_message
         self._sender: Sender | None = None
         self._opening = asyncio.Lock()
         self._learned = False
@@ -303,7 +303,7 @@ class Publisher:
         assert isinstance(channel, Channel)
         if not self._learned:
             self.max_body = _max_body(connection)
-        sender = Sender(channel)
+        sender = Sender(channel, self._on_message)
         if self._opened is not None:
             await self._opened(channel)
         return sender

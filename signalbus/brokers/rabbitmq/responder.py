@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.channel import Channel
 from pamqp import commands
 
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
@@ -25,6 +26,7 @@ from .driver import NOT_FOUND, DriverFailure, FrameWriter, call, close_quietly, 
 from .notes import Note
 from .post import Post
 from .publishing import Envelope, Publisher
+from .shortcut import Shortcut
 from .tasks import Keeper, end
 from .topology import Topology
 
@@ -57,7 +59,9 @@ class Service:
 class _Round:
     """One consuming channel. Requests that it delivered can be acknowledged on it only."""
 
-    def __init__(self, channel: AbstractChannel) -> None:
+    def __init__(self, channel: AbstractChannel, take: Callable[[DeliveredMessage, _Round], None]) -> None:
+        assert isinstance(channel, Channel)
+        Shortcut(channel, lambda message: take(message, self) if self.alive else None)
         self.channel = channel
         self.alive = True
         self.ended = asyncio.Event()
@@ -325,17 +329,13 @@ class RabbitResponder:
         connection = await service.link.wait_up(clock() + STEP_SECONDS)
         await self._declare()
         channel = await self._open(connection)
-        round_ = self._round = _Round(channel)
-
-        async def on_message(message: DeliveredMessage) -> None:
-            if round_.alive:
-                self._take(message, round_)
+        round_ = self._round = _Round(channel, self._take)
 
         try:
             await call(channel.basic_qos(prefetch_count=self._concurrency), STEP_SECONDS)
             if self._stopped.is_set():
                 return
-            answer = await call(channel.basic_consume(self._queue.name, on_message), STEP_SECONDS)
+            answer = await call(channel.basic_consume(self._queue.name, _nobody), STEP_SECONDS)
             round_.tag = answer.consumer_tag or ""
             await self._verify()
             if self._stopped.is_set():
@@ -405,3 +405,7 @@ class RabbitResponder:
         except DriverFailure as failure:
             self._service.link.suspect(connection, failure)
             raise
+
+
+async def _nobody(message: DeliveredMessage) -> None:
+    """Take nothing: deliveries come the short way."""

@@ -9,11 +9,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ...errors import BrokerUnavailable, SignalBusError
 from . import census, store
-from .sessions import is_alive
 
 _FRESH_SECONDS = 1.0  # older ones are read again, beside the request that notices
 _GONE_KEPT = 10_000  # names of sessions that are not there any more
@@ -37,13 +35,15 @@ class Listing:
     responders: dict[str, list[Post]] = field(default_factory=dict[str, list[Post]])
 
 
-def read_listing(connection: store.Connection, directory: Path, known: int) -> Listing | None:
-    """Return who lives and responds to what; None if the topology is still that of counter ``known``."""
+def read_listing(connection: store.Connection, known: int) -> Listing | None:
+    """Return who is there and responds to what; None if the topology is still that of counter ``known``.
+
+    The dead that nobody has buried yet are among them: they refuse connections.
+    """
     counter = store.topology_counter(connection)
     if counter == known:
         return None
-    rows = [row for row in census.roll(connection) if is_alive(directory, row[1])]
-    posts = {row[0]: Post(row[2], row[1], row[9]) for row in rows}
+    posts = {row[0]: Post(row[2], row[1], row[9]) for row in census.roll(connection)}
     responders: dict[str, list[Post]] = {}
     for request_type, number in census.responders(connection):
         if number in posts:

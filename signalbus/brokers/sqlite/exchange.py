@@ -99,6 +99,7 @@ class Exchange:
 
     def forget(self) -> None:
         """Close what would be open for ever, as there is no event loop any more."""
+        self._requester.forget()
         if self._listener is not None:
             self._listener.forget()
 
@@ -117,5 +118,5 @@ class Exchange:
         self._reception.remove(responder)
 
     async def _read_listing(self, known: int) -> Listing | None:
-        read = functools.partial(read_listing, directory=self._desk.files.sessions, known=known)
+        read = functools.partial(read_listing, known=known)
         return await self._errands.ask(Look(self._errands.future(), time.monotonic() + _LOOK_SECONDS, read))

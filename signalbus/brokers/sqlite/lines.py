@@ -95,7 +95,7 @@ class Line(asyncio.Protocol):
             await self._over.wait()  # the next turn of the event loop
 
     def forget(self) -> None:
-        """Close our copy only: for a forked child."""
+        """Close our copy only: for a forked child, or without an event loop."""
         self._end.close()
 
     # asyncio.Protocol
@@ -182,8 +182,10 @@ class Listener:
         await close_all(self._lines)
 
     def forget(self) -> None:
-        """Close our copy only: for a forked child."""
+        """Close our copies only: for a forked child, or without an event loop."""
         self._end.close()
+        for line in self._lines:
+            line.forget()
 
     def _listen(self) -> None:
         self._end.listen(_BACKLOG)

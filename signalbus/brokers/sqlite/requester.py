@@ -111,6 +111,11 @@ class Requester:
         await close_all([peer.line for peer in self._peers.values()])
         self._peers = {}
 
+    def forget(self) -> None:
+        """Close the connections' sockets, as there is no event loop any more."""
+        for peer in self._peers.values():
+            peer.line.forget()
+
     # Connections
 
     async def _reach(self, address: str) -> Peer | Miss:

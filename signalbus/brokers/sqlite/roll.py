@@ -14,6 +14,7 @@ from .records import moment_of
 from .sessions import is_alive
 
 _REPORT_SECONDS = 0.25
+_AT_ONCE = 200  # connections: more would take the files that the application needs
 
 
 def living(connection: store.Connection, directory: Path) -> list[census.RollRow]:
@@ -30,11 +31,14 @@ async def call_roll(
 ) -> list[SessionStatus]:
     """Ask everybody at once; leave out who has died meanwhile. ``ours`` is our session and what it says."""
 
+    turns = asyncio.Semaphore(_AT_ONCE)
+
     async def status(row: census.RollRow) -> SessionStatus | None:
         info = _info(row)
         if info.id == ours[0]:
             return SessionStatus(info=info, report=ours[1])
-        report = await ask(Post(info.id, row[1], row[9]), min(timeout, _REPORT_SECONDS))
+        async with turns:
+            report = await ask(Post(info.id, row[1], row[9]), min(timeout, _REPORT_SECONDS))
         if report is None and not await asyncio.to_thread(is_alive, directory, row[1]):
             return None
         return SessionStatus(info=info, report=report)

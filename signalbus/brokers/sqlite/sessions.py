@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ...errors import StorageError
 
+_SUFFIXES = (".lock", ".sock", ".call")  # its lock, its sockets for hints and for requests
+
 
 class SessionLock:
     """The lock of one session, held from construction to `close`."""
@@ -86,11 +88,12 @@ def remove(directory: Path, token: str) -> None:
 
 def remove_leftovers(directory: Path, known: set[str]) -> None:
     """Remove the files of dead processes that no session row names (they died while opening or closing)."""
-    for path in directory.glob("*.lock"):
-        if path.stem not in known and not is_alive(directory, path.stem):
+    found = [path for path in directory.iterdir() if path.suffix in _SUFFIXES]
+    left = {path.stem for path in found} - known
+    dead = {token for token in left if not is_alive(directory, token)}
+    for path in found:
+        if path.stem in dead:
             path.unlink(missing_ok=True)
-            for suffix in (".sock", ".call"):
-                path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _unusable(directory: Path, error: OSError) -> StorageError:

@@ -60,7 +60,8 @@ class Watcher:
         if unwanted:
             desk.watched = desk.watched.difference(unwanted)
         if not desk.watches:
-            self.close()
+            if self._state is not None:
+                self.close()
             return
         state = store.topology_counter(connection), desk.watched, desk.watches_all
         if state == self._state:

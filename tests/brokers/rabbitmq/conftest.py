@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import os
+import signal as signals
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import aiormq
 import pytest
@@ -15,6 +18,7 @@ from aiormq.abc import AbstractChannel
 from signalbus.brokers.base import (
     BrokerState,
     Consumer,
+    Host,
     Incoming,
     PublishOutcome,
     PublishResult,
@@ -26,23 +30,21 @@ from signalbus.config import RabbitUrl, parse_url
 from signalbus.delivery import ACK
 from signalbus.errors import BrokerError
 from signalbus.sessions import SessionInfo
-from signalbus.signals import Signal
+from signalbus.signals import Signal, new_id
 from signalbus.testing.proxy import FaultProxy
 from tests.support import INTERVAL_SECONDS, eventually
 
 pytestmark = pytest.mark.rabbitmq
 
+ROOT = Path(__file__).parents[3]
 TIMEOUT = 15.0
 # Faults are over soon, and found soon.
 FAST = "heartbeat=4&backoff_cap=1&silent_after=3"
-_sessions = itertools.count(1)
 
 
 def session() -> SessionInfo:
-    """Return a session of its own."""
-    number = next(_sessions)
-    started = datetime.now(UTC)
-    return SessionInfo(id=f"session-{number}", name="test", host="here", pid=1, version="0", started=started)
+    """Return a session of its own, also among those of other processes."""
+    return SessionInfo(id=new_id(), name="test", host="here", pid=os.getpid(), version="0", started=datetime.now(UTC))
 
 
 def broker_for(url: str, options: str = FAST) -> RabbitBroker:
@@ -141,6 +143,99 @@ async def nothing_comes(consumer: Consumer, seconds: float = 0.5) -> None:
     raise AssertionError(f"unexpected deliveries: {batch}")
 
 
+class Member:
+    """A bus, as brokers know it. ``info`` is its present incarnation."""
+
+    def __init__(self, broker: RabbitBroker) -> None:
+        self.broker = broker
+        self.info = session()
+        self.taken: list[bytes] = []
+        self.incarnations = [self.info]
+
+    @property
+    def id(self) -> str:
+        """The id of the present incarnation."""
+        return self.info.id
+
+    def report(self) -> bytes:
+        return b"report of " + self.info.id.encode()
+
+    def take(self, message: bytes) -> None:
+        self.taken.append(message)
+
+    def renewed(self, session: SessionInfo) -> None:
+        self.info = session
+        self.incarnations.append(session)
+
+
+class Peer:
+    """Another process at the broker, in a role of `tests.brokers.rabbitmq.peer`. It says a line for each step."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def line(self, word: str, timeout: float = TIMEOUT) -> list[str]:
+        """Wait until it says a line that begins with a word, and return the others of it."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(timeout):
+            while line := await self._process.stdout.readline():
+                first, *rest = line.decode().split()
+                if first == word:
+                    return rest
+        raise AssertionError(f"the peer ended and never said {word!r}")
+
+    def tell(self, line: str = "") -> None:
+        """Let it go on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+
+    def send(self, number: signals.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    async def kill(self) -> float:
+        """SIGKILL; return the time of that, on the loop's clock."""
+        at = asyncio.get_running_loop().time()
+        self._process.kill()
+        await self._process.wait()
+        return at
+
+    async def aclose(self) -> None:
+        if self._process.returncode is None:
+            await self.kill()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+
+class Peers:
+    """Starts processes, and ends them at the end."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._started: list[Peer] = []
+
+    async def start(self, role: str, *arguments: object, url: str | None = None) -> Peer:
+        """Start one; wait for what it says with `Peer.line`."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.brokers.rabbitmq.peer",
+            role,
+            url or self.url,
+            *map(str, arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        peer = Peer(process)
+        self._started.append(peer)
+        return peer
+
+    async def aclose(self) -> None:
+        for peer in self._started:
+            await peer.aclose()
+
+
 class Brokers:
     """Opens brokers, and closes them at the end."""
 
@@ -149,11 +244,18 @@ class Brokers:
         self._opened: list[RabbitBroker] = []
         self._sinks: list[asyncio.Task[None]] = []
 
-    async def open(self, url: str | None = None, options: str = FAST) -> RabbitBroker:
+    async def open(self, url: str | None = None, options: str = FAST, host: Host | None = None) -> RabbitBroker:
         broker = broker_for(url or self.url, options)
         self._opened.append(broker)
-        await broker.open(session(), TIMEOUT)
+        await broker.open(session(), TIMEOUT, host)
         return broker
+
+    async def join(self, url: str | None = None, options: str = FAST) -> Member:
+        """Open a broker for a bus that remembers what it is told."""
+        member = Member(broker_for(url or self.url, options))
+        self._opened.append(member.broker)
+        await member.broker.open(member.info, TIMEOUT, member)
+        return member
 
     async def serve(
         self, broker: RabbitBroker, name: str = "work", *patterns: str, prefetch: int = 100, durable: bool = True
@@ -182,6 +284,14 @@ async def brokers(amqp_url: str) -> AsyncIterator[Brokers]:
     brokers = Brokers(amqp_url)
     yield brokers
     await brokers.aclose()
+
+
+@pytest.fixture
+async def peers(amqp_url: str) -> AsyncIterator[Peers]:
+    """Starts other processes on the test's virtual host."""
+    peers = Peers(amqp_url)
+    yield peers
+    await peers.aclose()
 
 
 @pytest.fixture(params=["quorum", "classic"])

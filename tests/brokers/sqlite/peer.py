@@ -5,26 +5,30 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import random
 import sqlite3
 import sys
 import time
 from pathlib import Path
 
-from signalbus.brokers.base import SubscriptionSpec
-from signalbus.brokers.sqlite import SqliteBroker
+from signalbus.brokers.base import AnswerKind, IncomingRequest, Responder, SubscriptionSpec
+from signalbus.brokers.sqlite import SqliteBroker, census
 from signalbus.brokers.sqlite.lock import FairLock
+from signalbus.brokers.sqlite.sessions import SessionLock
+from signalbus.brokers.sqlite.store import touch_topology
 from signalbus.config import SqliteUrl
 from signalbus.delivery import ACK
 from signalbus.errors import BrokerError
-from tests.brokers.sqlite.support import SECONDS, WORK, data_of, session, signal
+from signalbus.sessions import DownReason
+from tests.brokers.sqlite.support import SECONDS, WORK, Said, data_of, reply, session, signal
 
 
 def say(line: object) -> None:
     print(line, flush=True)
 
 
-async def told() -> None:
-    await asyncio.to_thread(sys.stdin.readline)
+async def told() -> str:
+    return (await asyncio.to_thread(sys.stdin.readline)).strip()
 
 
 async def open_broker(path: Path) -> SqliteBroker:
@@ -123,6 +127,147 @@ async def compete(path: Path, seconds: str) -> None:
     await broker.aclose()
 
 
+async def sit(path: Path, count: str = "1") -> None:
+    """Open sessions and say their names; close in good order when told, as given up if told so."""
+    brokers: list[SqliteBroker] = []
+    for _ in range(int(count)):
+        info = session()
+        broker = SqliteBroker(SqliteUrl(path=path, min_free_bytes=0, durability="normal"))
+        await broker.open(info, SECONDS, Said(info.id))
+        brokers.append(broker)
+        say(info.id)
+    reason = await told()
+    await asyncio.gather(*(broker.aclose(DownReason(reason or "normal")) for broker in brokers))
+    say("closed")
+
+
+async def watch(path: Path, *sessions: str) -> None:
+    """Watch sessions; say how each ended."""
+    broker = await open_broker(path)
+    futures = [await broker.watch(name, SECONDS) for name in sessions]
+    say("watching")
+    for future in asyncio.as_completed(futures):
+        down = await future
+        say(f"{down.session} {down.reason}")
+
+
+async def respond(path: Path, behaviour: str, concurrency: str = "100", backlog: str = "100") -> None:
+    """Respond to ``ask``: echo, hold, die at once, or answer and die. Commands: answer, stop, aclose, close."""
+    info = session()
+    broker = SqliteBroker(SqliteUrl(path=path, min_free_bytes=0))
+    await broker.open(info, SECONDS, Said(info.id))
+    responder = await broker.respond("ask", int(concurrency), int(backlog), SECONDS)
+    held: list[IncomingRequest] = []
+    serving = asyncio.create_task(_serve_requests(responder, behaviour, held))
+    say(info.id)
+    while command := await told():
+        match command:
+            case "answer":
+                for request in held:
+                    say(f"answered {await responder.answer(request, reply(request))}")
+                held.clear()
+            case "stop":
+                await responder.stop()
+                say("stopped")
+            case "aclose":
+                await responder.aclose()
+                say("closed")
+            case "block":
+                time.sleep(1.0)  # noqa: ASYNC251 - what a bad handler does
+            case _:
+                break
+    await broker.aclose()
+    await serving
+    say("closed")
+
+
+async def _serve_requests(responder: Responder, behaviour: str, held: list[IncomingRequest]) -> None:
+    while received := await responder.receive():
+        for request in received:
+            if behaviour != "echo":
+                say(f"got {request.signal.body.decode()} {request.redelivered}")
+            if behaviour == "hold":
+                held.append(request)
+                continue
+            if behaviour == "die":
+                os.kill(os.getpid(), 9)
+            await responder.answer(request, reply(request))
+            if behaviour == "answer_and_die":
+                os.kill(os.getpid(), 9)
+
+
+async def fork_and_respond(path: Path) -> None:
+    """Respond to ``ask``, and leave a child behind that does nothing."""
+    broker = await open_broker(path)
+    responder = await broker.respond("ask", 10, 10, SECONDS)
+    held: list[IncomingRequest] = []
+    serving = asyncio.create_task(_serve_requests(responder, "hold", held))
+    say("ready")
+    await told()
+    child = os.fork()
+    if child == 0:
+        time.sleep(60.0)  # noqa: ASYNC251 - a child without an event loop
+        os._exit(0)
+    say(str(child))
+    await told()
+    await broker.aclose()
+    await serving
+
+
+async def ask(path: Path, seconds: str) -> None:
+    """Send one request; say how it ended."""
+    broker = await open_broker(path)
+    say("asking")
+    answer = await broker.request(signal("q", "ask"), float(seconds))
+    say(answer.kind.value)
+    await broker.aclose()
+
+
+async def flood(path: Path, seconds: str) -> None:
+    """Send requests until the time is over; say how many had a reply, or what else came."""
+    broker = await open_broker(path)
+    say("ready")
+    await told()
+    end = time.monotonic() + float(seconds)
+    count = 0
+    while time.monotonic() < end:
+        answer = await broker.request(signal("q", "ask"), SECONDS)
+        count += answer.kind is AnswerKind.REPLY
+    say(str(count))
+    await broker.aclose()
+
+
+def mayflies(path: Path, count: str, seed: str) -> None:
+    """Register sessions that end soon after: in good order, or with nothing but their lock gone. Say their names."""
+    chance = random.Random(int(seed))
+    turn = FairLock()
+    turn.open(f"{path}-lock")
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("PRAGMA synchronous = OFF")
+    for number in range(int(count)):
+        held = SessionLock(Path(f"{path}-sessions"))
+        name = f"mayfly-{seed}-{number}"
+        with turn:
+            connection.execute("BEGIN IMMEDIATE")
+            row = (held.token, "", "", 0, name, "mayfly", "here", os.getpid(), "0", "", 1)
+            registered = census.insert_session(connection, row)
+            touch_topology(connection)
+            connection.execute("COMMIT")
+        say(name)
+        time.sleep(chance.uniform(0.0, 0.002))
+        if chance.random() < 0.5:
+            with turn:
+                connection.execute("BEGIN IMMEDIATE")
+                census.end_session(connection, registered, "normal", time.time(), crashed=False)
+                connection.execute("COMMIT")
+            held.close()
+        else:
+            held.forget()
+    turn.close()
+    connection.close()
+
+
 def lock(path: Path) -> None:
     """Hold the write lock until told."""
     held = FairLock()
@@ -175,8 +320,10 @@ def count_locks(path: Path, rounds: str) -> None:
     say("done")
 
 
-ASYNC_ROLES = {role.__name__: role for role in (hold, fork_and_hold, linger, publish, handle, echo, compete)}
-ROLES = {role.__name__: role for role in (lock, exclude, read, count_locks)}
+_ASYNC = (hold, fork_and_hold, linger, publish, handle, echo, compete)
+_ASYNC_SESSIONS = (sit, watch, respond, fork_and_respond, ask, flood)
+ASYNC_ROLES = {role.__name__: role for role in (*_ASYNC, *_ASYNC_SESSIONS)}
+ROLES = {role.__name__: role for role in (lock, exclude, read, count_locks, mayflies)}
 
 
 def main() -> None:

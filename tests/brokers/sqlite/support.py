@@ -16,7 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from signalbus.brokers.base import Incoming, PublishOutcome, QueueInfo, SubscriptionSpec
+from signalbus.brokers.base import (
+    Answer,
+    AnswerKind,
+    Host,
+    Incoming,
+    IncomingRequest,
+    PublishOutcome,
+    QueueInfo,
+    SubscriptionSpec,
+)
 from signalbus.brokers.sqlite import SqliteBroker
 from signalbus.brokers.sqlite.clock import Clock
 from signalbus.brokers.sqlite.consumer import SqliteConsumer
@@ -50,6 +59,29 @@ def results(outcomes: Sequence[PublishOutcome]) -> list[str]:
 
 def data_of(incoming: Incoming) -> Any:
     return json.loads(incoming.signal.body)
+
+
+def reply(request: IncomingRequest) -> Answer:
+    """The answer of an echo."""
+    return Answer(AnswerKind.REPLY, request.signal.body, request.signal.content_type)
+
+
+class Said:
+    """A host that says its name, and keeps what it is told."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.taken: list[bytes] = []
+        self.incarnations: list[SessionInfo] = []
+
+    def report(self) -> bytes:
+        return self.name.encode()
+
+    def take(self, message: bytes) -> None:
+        self.taken.append(message)
+
+    def renewed(self, session: SessionInfo) -> None:
+        self.incarnations.append(session)
 
 
 async def receive(consumer: SqliteConsumer, count: int = 1, timeout: float = SECONDS) -> list[Incoming]:
@@ -96,11 +128,18 @@ class Place:
     def sessions(self) -> Path:
         return Path(f"{self.path}-sessions")
 
-    async def open(self, *, clock: Clock | None = None, **options: Any) -> SqliteBroker:
+    async def open(
+        self, *, clock: Clock | None = None, host: Host | None = None, info: SessionInfo | None = None, **options: Any
+    ) -> SqliteBroker:
         broker = SqliteBroker(replace(self.url, **options), clock=clock)
         self._brokers.append(broker)
-        await broker.open(session(), SECONDS)
+        await broker.open(info or session(), SECONDS, host)
         return broker
+
+    async def entered(self, **options: Any) -> tuple[SqliteBroker, SessionInfo]:
+        """Open a broker, and return its session with it."""
+        info = session()
+        return await self.open(info=info, **options), info
 
     async def serving(self, *, prefetch: int = 10, **options: Any) -> tuple[SqliteBroker, SqliteConsumer]:
         """Open a broker that serves `WORK`."""

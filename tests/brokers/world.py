@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from signalbus import Bus, Delivery, Subscription
+from signalbus import Bus, Delivery, Monitor, SignalBusError, Subscription
 from signalbus.brokers.base import StoredDeadLetter
 from signalbus.testing.rabbitmq import PrivateNode
 from tests.support import eventually
@@ -122,6 +122,20 @@ class Worker:
             await self.kill()
 
 
+class WatchedBus(Bus):
+    """A bus that notes at its end which of its monitors wait for sessions that are gone."""
+
+    leaks: list[Monitor]
+
+    async def aclose(self) -> None:
+        if self.monitors():
+            try:
+                self.leaks += await self.leaked_monitors()
+            except SignalBusError:
+                pass  # the test took the broker away
+        await super().aclose()
+
+
 class World:
     """One broker, empty at the start of a test. ``node`` is there when the test may harm it."""
 
@@ -130,7 +144,8 @@ class World:
         self.directory = directory
         self.node = node
         self._workers: list[Worker] = []
-        self._buses: list[Bus] = []
+        self._buses: list[WatchedBus] = []
+        self._leaks: list[Monitor] = []
 
     @property
     def is_rabbitmq(self) -> bool:
@@ -145,7 +160,8 @@ class World:
     def bus(self, url: str | None = None, **options: Any) -> Bus:
         """Return a bus with short timeouts; closed at the end of the test if the test did not."""
         settings = {"name": "test", "publish_timeout": 10.0, "connect_timeout": 10.0, "drain_timeout": 5.0, **options}
-        bus = Bus(url or self.url, **settings)
+        bus = WatchedBus(url or self.url, **settings)
+        bus.leaks = self._leaks
         self._buses.append(bus)
         return bus
 
@@ -223,6 +239,7 @@ class World:
             await worker.aclose()
         for bus in self._buses:
             await bus.aclose()
+        assert self._leaks == [], "monitors of sessions that are gone"
 
 
 async def wait_until(ask: Callable[[], Awaitable[bool]], timeout: float = DEADLINE, *, message: str = "") -> None:

@@ -34,11 +34,6 @@ class Peer:
         self.used = 0.0  # when, on the event loop's clock
 
     @property
-    def outstanding(self) -> int:
-        """How many requests wait for an answer."""
-        return len(self._requests)
-
-    @property
     def idle(self) -> bool:
         """Whether nothing waits for an answer."""
         return not self._requests and not self._questions

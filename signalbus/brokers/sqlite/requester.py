@@ -35,6 +35,7 @@ class Requester:
         self._peers: dict[str, Peer] = {}  # by address
         self._calling: dict[str, asyncio.Task[Peer | Miss]] = {}
         self._outstanding = 0
+        self._chosen: Counter[str] = Counter()  # outstanding requests by address, from the choice of it on
         self._closed = False
 
     async def request(self, request: EncodedSignal, timeout: float) -> Answer:
@@ -52,7 +53,14 @@ class Requester:
         tried: set[str] = set()
         misses: set[Miss] = set()
         while post := await self._choose(request_type, tried, deadline, Miss.GONE in misses):
-            answer = await self._try(post, packed, deadline, redelivered=Miss.GONE in misses)
+            # Counted before anything is awaited: requests that are made together must not all choose the same.
+            self._chosen[post.address] += 1
+            try:
+                answer = await self._try(post, packed, deadline, redelivered=Miss.GONE in misses)
+            finally:
+                self._chosen[post.address] -= 1
+                if not self._chosen[post.address]:
+                    del self._chosen[post.address]
             if isinstance(answer, Answer):
                 if answer.kind is AnswerKind.MOVED:
                     self._directory.distrust()
@@ -74,7 +82,8 @@ class Requester:
 
     def _load(self, post: Post) -> tuple[bool, int, float]:
         peer = self._peers.get(post.address)
-        return (False, 0, 0.0) if peer is None else (peer.line.paused, peer.outstanding, peer.used)
+        paused, used = (False, 0.0) if peer is None else (peer.line.paused, peer.used)
+        return paused, self._chosen[post.address], used
 
     async def _try(
         self, post: Post, packed: tuple[bytes, bytes], deadline: float, *, redelivered: bool

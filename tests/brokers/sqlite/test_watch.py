@@ -186,9 +186,7 @@ async def test_a_function_that_comes_later_hears_nothing_of_before(place: Place)
     await eventually(lambda: early == [first, second] and late == [second])
 
 
-async def test_a_function_that_fails_keeps_nobody_from_hearing(
-    place: Place, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_function_that_fails_keeps_nobody_from_hearing(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     broker = await place.open()
     heard: list[Down] = []
 

@@ -471,7 +471,7 @@ class _Intensity:
         return f"{self._max_restarts} restarts in {self._period:g} s"
 
     def __str__(self) -> str:
-        return f"{len(self._at)} of at most {self.limit}"
+        return f"{len(self._at)} of at most {self._max_restarts} in {self._period:g} s"
 
 
 def _checked(name: str, specs: Sequence[ChildSpec]) -> tuple[ChildSpec, ...]:

@@ -639,9 +639,11 @@ async def test_a_second_cancellation_of_a_running_supervisor_cancels_all_childre
     await within(stopping.wait())
     assert cancelled == ["c"]
     task.cancel()
-    await within(asyncio.wait([task]))
-    await within(all_stopping.wait())
-    let_go.set()
+    try:
+        await within(asyncio.wait([task]))
+        await within(all_stopping.wait())
+    finally:
+        let_go.set()
 
 
 # Dynamic children
@@ -763,19 +765,19 @@ async def test_children_show_where_they_stand() -> None:
             Strategy.ONE_FOR_ALL,
             PERMANENT,
             "raise",
-            "s/a failed (Boom: a failed); one_for_all: starting it again with b, restart 1 of at most 3 restarts in 5 s",
+            "s/a failed (Boom: a failed); one_for_all: starting it again with b, restart 1 of at most 3 in 5 s",
         ),
         (
             Strategy.ONE_FOR_ONE,
             PERMANENT,
             "return",
-            "s/a ended; one_for_one: starting it again, restart 1 of at most 3 restarts in 5 s",
+            "s/a ended; one_for_one: starting it again, restart 1 of at most 3 in 5 s",
         ),
         (
             Strategy.ONE_FOR_ONE,
             TRANSIENT,
             "driver",
-            "s/a failed (CancelledError); one_for_one: starting it again, restart 1 of at most 3 restarts in 5 s",
+            "s/a failed (CancelledError); one_for_one: starting it again, restart 1 of at most 3 in 5 s",
         ),
         (
             Strategy.ONE_FOR_ONE,

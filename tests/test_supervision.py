@@ -301,7 +301,41 @@ async def test_a_restarted_subtree_begins_afresh() -> None:
         await sub.start_child(b.spec)
 
 
+async def test_a_restarted_subtree_counts_its_restarts_from_zero() -> None:
+    kid = Kid("a", [], ready=True)
+    sub = Supervisor("sub", children=[kid.spec], max_restarts=1, clock=Clock())
+    async with Supervisor("root", children=[sub.as_child()]) as root:
+        for _ in range(3):
+            await kid.end("raise")
+            await settled(root)
+        await within(sub.ready.wait())
+        await settled(sub)
+        assert kid.starts == 4
+        assert root.which_children()[0].restarts == 1
+
+
 # Starting
+
+
+async def test_a_restarted_child_is_starting_until_it_is_ready_again() -> None:
+    again, release = asyncio.Event(), asyncio.Event()
+
+    class Slow(Kid):
+        async def run(self) -> None:
+            if self.starts == 1:
+                again.set()
+                await release.wait()
+            await super().run()
+
+    kid = Slow("a", [], ready=True)
+    async with Supervisor("s", children=[kid.spec]) as supervisor:
+        await kid.end("raise")
+        await within(again.wait())
+        assert states(supervisor) == {"a": ChildState.STARTING}
+        release.set()
+        await within(kid.running.wait())
+        await settled(supervisor)
+        assert states(supervisor) == {"a": ChildState.RUNNING}
 
 
 async def test_the_next_child_is_started_once_the_one_before_is_ready() -> None:
@@ -878,6 +912,23 @@ async def test_an_owner_that_escalates_is_told_once_and_stops_the_others_itself(
     await supervisor.aclose()
     assert escalations.errors == escalations.errors[:1]
     assert journal[-1] == "-c"
+
+
+async def test_an_owner_that_cannot_take_an_escalation_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[BaseException] = []
+
+    def escalate(error: BaseException) -> None:
+        told.append(error)
+        raise RuntimeError("no")
+
+    kid = Kid("a", [])
+    supervisor = Supervisor("s", escalate, max_restarts=0)
+    lifetime = supervisor.start("a", kid.run)
+    await kid.end("raise")
+    await within(asyncio.wait([lifetime]))
+    await supervisor.aclose()
+    assert len(told) == 1
+    assert "RuntimeError: no" in caplog.text
 
 
 async def test_closing_stops_started_children_in_reverse_and_waits() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
+BATCH = 16
+REST_SECONDS = 0.0005
 LIMIT = 8_192  # pieces of work that wait; what comes beyond is dropped and counted
 
 
@@ -55,9 +58,15 @@ class Background:
                 return
 
     def _run(self, ended: Future[None]) -> None:
+        done = 0
         while (work := self._waiting.get()) is not None:
             try:
                 work()
             except BaseException as error:  # noqa: BLE001 - foreign code, in a thread of its own
                 self._failed(error, "ending a span or measuring")
+            del work  # it holds a span, and the next one may be long in coming
+            done += 1
+            if done % BATCH == 0:
+                # A thread that is always busy keeps the event loop waiting for the interpreter lock, 5 ms at a time.
+                time.sleep(REST_SECONDS)
         ended.set_result(None)

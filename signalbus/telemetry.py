@@ -8,7 +8,8 @@ handlers run in tasks that have nothing to do with whoever opened the bus.
 
 Telemetry observes and never steers. Providers, samplers, processors and exporters are foreign code: what they raise is
 counted and the first of it logged; what can wait (ends of spans, measurements) is done by a thread of its own; and
-after a start that took long there is none for a hundred times as long. Without an SDK nothing is imported or done.
+when starts of spans hold up the event loop for more than a second, there are none until that is 5 % of the time.
+Without an SDK nothing is imported or done.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ log = logging.getLogger(__name__)
 SCOPE = "signalbus"
 SYSTEM = "signalbus"
 LOOK_SECONDS = 1.0  # between looks for a provider that was installed or replaced
-SLOW_SECONDS = 0.01  # a start of a span takes some 20 microseconds
-PAUSE_FACTOR = 100  # so telemetry delays the bus by about 1 % at most
+SLOW_SECONDS = 0.1  # a start of a span takes some 30 microseconds; on a busy machine the scheduler adds to that
+PATIENCE_SECONDS = 1.0  # of slow starts, then telemetry pauses
+SHARE = 0.05  # of the event loop's time that slow starts may take in the long run
 CLOSE_SECONDS = 2.0
 TRACESTATE_LIMIT = 512  # characters: W3C Trace Context, 3.3.1.5; our signals refuse far longer ones
 MESSAGE_LIMIT = 1_024
@@ -94,6 +96,8 @@ class Telemetry:
         self._clock = clock
         self._look_at = float("-inf")
         self._on = False
+        self._held_up = 0.0  # seconds that slow starts took, less what was paid off since
+        self._held_up_at = 0.0
         self._tracer: Tracer | None = None
         self._instruments: _Instruments | None = None
         self._providers: tuple[object, object] | None = None
@@ -193,28 +197,38 @@ class Telemetry:
             correlationid=correlationid,
             client_id=self._client_id,
         )
-        started = time.perf_counter()
         operation: Operation | None = None
         try:
             if self._clock() >= self._look_at:
                 self._look()
             if self._on:
-                operation = _Observed(message, self._tracer, self._instruments, self._background, self.failed)
+                operation = self._observed(message)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code; no real cancellation comes where nothing awaits
             self.failed(error, "starting a span")
-        self._mind(time.perf_counter() - started)
         if operation is not None:
             return operation
         return self._nothing if kind.value[3] else Operation(traceparent, tracestate)
 
-    def _mind(self, seconds: float) -> None:
-        """Leave telemetry off for a while if it held up the event loop."""
-        if seconds > SLOW_SECONDS and self._on:
+    def _observed(self, message: _Message) -> Operation:
+        started = self._clock()
+        try:
+            return _Observed(message, self._tracer, self._instruments, self._background, self.failed)
+        finally:
+            self._account(self._clock() - started)
+
+    def _account(self, seconds: float) -> None:
+        """Leave telemetry off for a while once it has held up the event loop for too long."""
+        if seconds <= SLOW_SECONDS:
+            return
+        now = self._clock()
+        self._held_up = max(0.0, self._held_up - SHARE * (now - self._held_up_at)) + seconds
+        self._held_up_at = now
+        self.failed(TimeoutError(f"starting a span took {seconds:.3f} s"), "it is slow")
+        if self._held_up > PATIENCE_SECONDS:
             self._on = False
-            self._look_at = self._clock() + PAUSE_FACTOR * seconds
-            self.failed(TimeoutError(f"starting a span took {seconds:.3f} s"), "it is too slow and pauses")
+            self._look_at = now + self._held_up / SHARE
 
     def _look(self) -> None:
         """See whether there is a provider that does something."""
@@ -222,6 +236,7 @@ class Telemetry:
         if any(name in sys.modules for name in _MODULES) or any(name in os.environ for name in _VARIABLES):
             trace = importlib.import_module("opentelemetry.trace")
             metrics = importlib.import_module("opentelemetry.metrics")
+            importlib.import_module("opentelemetry.trace.propagation.tracecontext")  # now, not in the first span
             providers = (trace.get_tracer_provider(), metrics.get_meter_provider())
             if self._providers is None or any(a is not b for a, b in zip(providers, self._providers, strict=True)):
                 self._tracer, self._instruments = _tracer(), _instruments()

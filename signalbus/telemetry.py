@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -53,13 +52,20 @@ _MODULES = ("opentelemetry.trace", "opentelemetry.metrics")
 _VARIABLES = ("OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER")
 
 
-class _Kind(Enum):
-    """Operation name, operation type, span kind, and whether the message comes in."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """A kind of operation. ``type`` and ``span`` are names of the conventions; ``incoming``: a message is handled."""
 
-    SEND = ("send", "send", "PRODUCER", False)
-    PROCESS = ("process", "process", "CONSUMER", True)
-    REQUEST = ("request", "send", "CLIENT", False)
-    RESPOND = ("respond", "process", "SERVER", True)
+    name: str
+    type: str
+    span: str
+    incoming: bool
+
+
+_SEND = _Kind(name="send", type="send", span="PRODUCER", incoming=False)
+_PROCESS = _Kind(name="process", type="process", span="CONSUMER", incoming=True)
+_REQUEST = _Kind(name="request", type="send", span="CLIENT", incoming=False)
+_RESPOND = _Kind(name="respond", type="process", span="SERVER", incoming=True)
 
 
 class Operation:
@@ -116,7 +122,7 @@ class Telemetry:
         """Observe the publishing of a signal (PRODUCER). One that carries a context already keeps it (CLIENT)."""
         if self._clock() < self._look_at and not self._on:
             return Operation(traceparent, tracestate) if traceparent else self._nothing
-        return self._begin(_Kind.SEND, signal_type, signal_id, None, traceparent, tracestate, correlationid)
+        return self._begin(_SEND, signal_type, signal_id, None, traceparent, tracestate, correlationid)
 
     def processing(
         self,
@@ -131,7 +137,7 @@ class Telemetry:
         """Observe a handler run (CONSUMER). Its context is current within, so what it publishes goes on the trace."""
         if self._clock() < self._look_at and not self._on:
             return self._nothing
-        return self._begin(_Kind.PROCESS, signal_type, signal_id, subscription, traceparent, tracestate, correlationid)
+        return self._begin(_PROCESS, signal_type, signal_id, subscription, traceparent, tracestate, correlationid)
 
     def requesting(
         self,
@@ -145,7 +151,7 @@ class Telemetry:
         """Observe a request until its reply (CLIENT)."""
         if self._clock() < self._look_at and not self._on:
             return Operation(traceparent, tracestate) if traceparent else self._nothing
-        return self._begin(_Kind.REQUEST, signal_type, signal_id, None, traceparent, tracestate, correlationid)
+        return self._begin(_REQUEST, signal_type, signal_id, None, traceparent, tracestate, correlationid)
 
     def responding(
         self,
@@ -159,7 +165,7 @@ class Telemetry:
         """Observe the handling of a request (SERVER). Its context is current within."""
         if self._clock() < self._look_at and not self._on:
             return self._nothing
-        return self._begin(_Kind.RESPOND, signal_type, signal_id, None, traceparent, tracestate, correlationid)
+        return self._begin(_RESPOND, signal_type, signal_id, None, traceparent, tracestate, correlationid)
 
     @property
     def dropped(self) -> int:
@@ -209,7 +215,7 @@ class Telemetry:
             self.failed(error, "starting a span")
         if operation is not None:
             return operation
-        return self._nothing if kind.value[3] else Operation(traceparent, tracestate)
+        return self._nothing if kind.incoming else Operation(traceparent, tracestate)
 
     def _observed(self, message: _Message) -> Operation:
         started = self._clock()
@@ -297,7 +303,7 @@ class _Observed(Operation):
             self._start_span(message, tracer)
 
     def __enter__(self) -> Self:
-        if self._context is not None and self._kind.value[3]:
+        if self._context is not None and self._kind.incoming:
             try:
                 from opentelemetry.context import attach
 
@@ -339,21 +345,21 @@ class _Observed(Operation):
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind, set_span_in_context
 
-        name, _, kind, incoming = message.kind.value
-        carried = _links(message.traceparent, message.tracestate)
-        if message.kind is _Kind.SEND and carried:
-            kind = "CLIENT"  # our context is not the one that consumers see
-        parent = _carried_context(message.traceparent, message.tracestate) if incoming else None
+        kind = message.kind
+        carried = _carried_context(message.traceparent, message.tracestate)
+        # A send whose context is not the one that consumers see is a CLIENT, by the conventions.
+        span_kind = "CLIENT" if kind is _SEND and carried is not None else kind.span
+        parent = (carried or Context()) if kind.incoming else None
         self._span = tracer.start_span(
-            f"{name} {message.type}",
-            context=Context() if incoming and parent is None else parent,
-            kind=SpanKind[kind],
+            f"{kind.name} {message.type}",
+            context=parent,
+            kind=SpanKind[span_kind],
             attributes=self._attributes | _message_attributes(message),
-            links=() if message.kind is _Kind.RESPOND else carried,
+            links=() if kind is _RESPOND else _links(carried),
             start_time=self._started_ns,
         )
         self._context = set_span_in_context(self._span, parent)
-        if not incoming and not carried:
+        if not kind.incoming and carried is None:
             self.traceparent, self.tracestate = _written(self._context)
 
     def _leave(self) -> None:
@@ -388,11 +394,10 @@ def _end(span: Span, error: tuple[str, str] | None, at: int) -> None:
 
 
 def _common_attributes(message: _Message) -> dict[str, str]:
-    name, kind, _, _ = message.kind.value
     attributes = {
         "messaging.system": SYSTEM,
-        "messaging.operation.name": name,
-        "messaging.operation.type": kind,
+        "messaging.operation.name": message.kind.name,
+        "messaging.operation.type": message.kind.type,
         "messaging.destination.name": message.type,
     }
     if message.subscription is not None:
@@ -424,13 +429,12 @@ def _carried_context(traceparent: str | None, tracestate: str | None) -> Context
     return context if get_current_span(context).get_span_context().is_valid else None
 
 
-def _links(traceparent: str | None, tracestate: str | None) -> tuple[Link, ...]:
-    context = _carried_context(traceparent, tracestate)
-    if context is None:
+def _links(carried: Context | None) -> tuple[Link, ...]:
+    if carried is None:
         return ()
     from opentelemetry.trace import Link, get_current_span
 
-    return (Link(get_current_span(context).get_span_context()),)
+    return (Link(get_current_span(carried).get_span_context()),)
 
 
 def _written(context: Context) -> tuple[str | None, str | None]:
@@ -466,7 +470,7 @@ class _Instruments:
 
     def measure(self, kind: _Kind, seconds: float, attributes: dict[str, str], context: Context | None) -> None:
         """Count and time one operation; ``context`` is for exemplars."""
-        incoming = kind.value[3]
+        incoming = kind.incoming
         plain = {name: value for name, value in attributes.items() if name != "messaging.operation.type"}
         (self._consumed if incoming else self._sent).add(1, plain, context)
         if incoming:

@@ -15,14 +15,14 @@ _CONTENT = struct.Struct(">HHQH")
 _LONG = struct.Struct(">I")
 _INTEGER = struct.Struct(">cq")
 _TIMESTAMP = struct.Struct(">Q")
-_MANDATORY = b"\x01"
+_MANDATORY, _OPTIONAL = b"\x01", b"\x00"
 _SHORT_BYTES = 255
 
 
 @lru_cache(maxsize=1024)
-def method(channel: int, exchange: str, key: str) -> bytes:
-    """Return the frame ``Basic.Publish``, mandatory. Raises ValueError for names that are too long."""
-    payload = _PUBLISH.pack(60, 40, 0) + _short(exchange) + _short(key) + _MANDATORY
+def method(channel: int, exchange: str, key: str, *, mandatory: bool) -> bytes:
+    """Return the frame ``Basic.Publish``. Raises ValueError for names that are too long."""
+    payload = _PUBLISH.pack(60, 40, 0) + _short(exchange) + _short(key) + (_MANDATORY if mandatory else _OPTIONAL)
     return _FRAME.pack(_METHOD, channel, len(payload)) + payload + _END
 
 

@@ -53,15 +53,18 @@ Opened = Callable[[Channel], Awaitable[None]]
 
 
 class Envelope:
-    """What to publish: where to, properties and body."""
+    """What to publish: where to, properties and body. ``mandatory``: to be returned if no queue takes it."""
 
-    __slots__ = ("body", "exchange", "key", "properties")
+    __slots__ = ("body", "exchange", "key", "mandatory", "properties")
 
-    def __init__(self, exchange: str, key: str, properties: commands.Basic.Properties, body: bytes) -> None:
+    def __init__(
+        self, exchange: str, key: str, properties: commands.Basic.Properties, body: bytes, *, mandatory: bool = True
+    ) -> None:
         self.exchange = exchange
         self.key = key
         self.properties = properties
         self.body = body
+        self.mandatory = mandatory
 
 
 class _Lost:
@@ -95,7 +98,7 @@ class Sender:
         channel = self.channel
         body, message_id = envelope.body, envelope.properties.message_id or ""
         number = channel.number
-        method = frames.method(number, envelope.exchange, envelope.key)
+        method = frames.method(number, envelope.exchange, envelope.key, mandatory=envelope.mandatory)
         content = frames.content(number, envelope.properties, body, channel.max_content_size)
         # From here on nothing can fail, so the count of confirms stays in step with the broker's.
         confirmation: Confirmation = self._loop.create_future()

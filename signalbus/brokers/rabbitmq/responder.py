@@ -172,12 +172,12 @@ class RabbitResponder:
             return False
         held.answering = True
         try:
-            known = await self._send(held, answer)
+            await self._send(held, answer)
         except BaseException:
             held.answering = False
             raise
         held.round.ack(held.tag)
-        return known
+        return True
 
     async def stop(self) -> None:
         """Take nothing more."""
@@ -190,6 +190,7 @@ class RabbitResponder:
             if round_ is None or not round_.alive:
                 return
             await self._notify(round_, dialogue.WORKING)
+            await self._fetch(round_)
             await self._move_on()
             await self._cancel(round_)
             await self._move_on()
@@ -211,17 +212,19 @@ class RabbitResponder:
 
     # Answers
 
-    async def _send(self, held: _Held, answer: Answer) -> bool:
-        service = self._service
-        header = dialogue.answer(answer, held.correlation, service.publisher.next_id(), service.session())
-        outcome = await service.publisher.publish_one(Envelope("", held.reply_to, header, answer.body), ANSWER_SECONDS)
-        match outcome.result:
-            case PublishResult.CONFIRMED:
-                return True
-            case PublishResult.RETURNED:
-                return False  # up to RabbitMQ 4.1; later ones do not tell
-            case _:
-                raise BrokerUnavailable(f"an answer to {self.request_type!r} was not sent: {outcome.reason}")
+    async def _send(self, held: _Held, answer: Answer) -> None:
+        """Publish an answer. Raises `BrokerError`. Whether its requester still waits the broker does not tell.
+
+        Not mandatory: up to RabbitMQ 4.1 every message to a direct reply address is returned, also when it arrives;
+        later ones return none.
+        """
+        publisher = self._service.publisher
+        header = dialogue.answer(answer, held.correlation, publisher.next_id(), self._service.session())
+        outcome = await publisher.publish_one(
+            Envelope("", held.reply_to, header, answer.body, mandatory=False), ANSWER_SECONDS
+        )
+        if outcome.result is not PublishResult.CONFIRMED:
+            raise BrokerUnavailable(f"an answer to {self.request_type!r} was not sent: {outcome.reason}")
 
     async def _notify(self, round_: _Round, kind: str) -> None:
         """Tell the requesters of what is in our handlers' hands that we go on with it, or that we do not."""
@@ -234,9 +237,10 @@ class RabbitResponder:
         if not held:
             return
         publisher, session = self._service.publisher, self._service.session()
+        headers = [dialogue.notice(kind, item.correlation, publisher.next_id(), session) for item in held]
         envelopes = [
-            Envelope("", item.reply_to, dialogue.notice(kind, item.correlation, publisher.next_id(), session), b"")
-            for item in held
+            Envelope("", item.reply_to, header, b"", mandatory=False)
+            for item, header in zip(held, headers, strict=True)
         ]
         try:
             await publisher.publish(envelopes, STOP_SECONDS)
@@ -244,6 +248,21 @@ class RabbitResponder:
             log.warning("%s: requesters do not learn that we stop: %s", self.request_type, error)
         for item in held:
             item.noticed = kind == dialogue.WORKING
+
+    async def _fetch(self, round_: _Round) -> None:
+        """Take what waits in the queue, if nobody else will: it goes with its last consumer, and nobody is told."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                counts = await self._service.control.counts(self._queue.name, STOP_SECONDS)
+                if counts is None or counts.consumers > 1:
+                    return
+                for _ in range(counts.ready):
+                    message = await call(round_.channel.basic_get(self._queue.name), STOP_SECONDS)
+                    if not isinstance(message.delivery, commands.Basic.GetOk):
+                        return
+                    self._take(message, round_)
+        except (TimeoutError, BrokerError, ConfigError, DriverFailure) as error:
+            log.warning("%s: not all requests that wait could be moved: %s", self.request_type, error)
 
     async def _move_on(self) -> None:
         """Answer what nobody has received: it is to go to somebody else."""

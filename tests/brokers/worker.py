@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from signalbus import Bus, Delivery, PublishUnconfirmed, RetryPolicy, Signal, SignalBusError
@@ -149,6 +150,24 @@ async def request(job: Job, log: Log) -> None:
         await wait_stdin_closed()
 
 
+async def crowd(job: Job, log: Log) -> None:
+    """Open ``count`` buses, each with a temporary subscription, a responder and a monitor."""
+    async with AsyncExitStack() as stack:
+        for number in range(job.count):
+            bus = make_bus(job)
+
+            @bus.subscribe("crowd.#", name=f"crowd-{os.getpid()}-{number}", durable=False)
+            async def ignore(data: object) -> None: ...
+
+            @bus.respond("crowd")
+            async def answer(data: object) -> None: ...
+
+            await stack.enter_async_context(bus)
+            await bus.monitor(bus.session)
+        say_ready(bus)
+        await wait_stdin_closed()
+
+
 async def watch(job: Job, log: Log) -> None:
     """Monitor the session ``target``."""
     async with make_bus(job) as bus:
@@ -182,7 +201,14 @@ async def wait_stdin_closed() -> None:
         transport.close()
 
 
-ROLES = {"subscribe": subscribe, "publish": publish, "respond": respond, "request": request, "watch": watch}
+ROLES = {
+    "subscribe": subscribe,
+    "publish": publish,
+    "respond": respond,
+    "request": request,
+    "crowd": crowd,
+    "watch": watch,
+}
 
 
 def main() -> None:

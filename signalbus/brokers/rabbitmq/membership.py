@@ -173,8 +173,6 @@ class Membership:
     async def _enter(self, connection: AbstractConnection) -> None:
         if self._used:
             self._info = self.info.next()
-            if self._host is not None:
-                self._host.renewed(self.info)
         channel = await call(connection.channel(publisher_confirms=False), STEP_SECONDS)
         stay = Stay(self.info, channel, self._around)
         self._around.inbox.queue = stay.inbox
@@ -224,8 +222,11 @@ class Membership:
     async def _live(self, stay: Stay) -> None:
         """Tell others that we live."""
         await self._announce(f"up.{stay.info.id}", Note.UP, notes.write_token(stay.info, 0), TOKEN_SECONDS)
-        if not stay.ended.is_set():
-            self.held.set()
+        if stay.ended.is_set():
+            return
+        if stay.info.incarnation > 1 and self._host is not None:
+            self._host.renewed(stay.info)  # only now: who is told its id may watch it
+        self.held.set()
 
     async def _reenter(self, stay: Stay) -> None:
         """Enter again on the same connection, if that still stands."""

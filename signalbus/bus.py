@@ -14,7 +14,7 @@ from . import brokers, codec, patterns
 from .brokers.base import Broker, BrokerHealth, SubscriptionSpec
 from .config import Settings, masked, parse_url
 from .errors import AudienceMismatch, BusClosed, ConfigError, Escalated, InvalidSignal, NotSettled
-from .handlers import compile_handler
+from .handlers import CAUSE, compile_handler
 from .liveness import Monitor, SubscriptionStatus, Watchers, subscription_statuses
 from .membership import Member
 from .policy import RetryPolicy
@@ -28,6 +28,7 @@ from .signals import ExtensionValue, Signal, utc_now
 from .subscriber import SubscribeKeywords, SubscriberOptions, SubscriptionStats
 from .subscription import Subscription, SubscriptionService
 from .supervision import Supervisor
+from .telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +94,9 @@ class Bus:
             drain_timeout=drain_timeout,
         )
         self._broker: Broker = brokers.connect(parse_url(self.settings.url))
-        self._publisher = Publisher(self._broker, self.settings.max_signal_bytes)
-        self._requester = Requester(self._broker)
+        self._telemetry = Telemetry(client_id=self.settings.name)
+        self._publisher = Publisher(self._broker, self.settings.max_signal_bytes, self._telemetry)
+        self._requester = Requester(self._broker, self._telemetry)
         self._watchers = Watchers()
         self._services: Services[SubscriptionService] = Services()
         self._subscriptions: dict[str, Subscription[..., object]] = {}
@@ -140,6 +142,7 @@ class Bus:
                 session=lambda: self._member.session.id,
                 supervisor=self._supervisor,
                 tell=self._member.tell,
+                telemetry=self._telemetry,
                 timeout=self.settings.connect_timeout,
                 drain_timeout=self.settings.drain_timeout,
             )
@@ -169,6 +172,7 @@ class Bus:
         await self._member.aclose()
         self._surroundings = None
         await self._supervisor.aclose()
+        await self._telemetry.aclose()
         await self._broker.aclose(DownReason.NORMAL if self._failure is None else DownReason.KILLED_BY_SUPERVISOR)
 
     def _escalate(self, error: BaseException) -> None:
@@ -284,7 +288,7 @@ class Bus:
             raise AudienceMismatch(encoded.type, expect, audience)
         if until == "stored":
             return await self._publisher.publish(encoded, deadline - clock(), unroutable)
-        addressed = replace(encoded, headers={**encoded.headers, codec.RECEIPT_TO: self._member.session.id})
+        addressed = codec.with_headers(encoded, receiptto=self._member.session.id)
         awaited = self._member.acknowledgements.expect(encoded.id, audience)
         try:
             receipt = await self._publisher.publish(addressed, deadline - clock(), unroutable)
@@ -297,7 +301,7 @@ class Bus:
         return receipt
 
     def _encode(self, signal: Signal) -> codec.EncodedSignal:
-        return codec.encode(signal, default_source=self.settings.name)
+        return codec.encode(signal, default_source=self.settings.name, cause=CAUSE.get())
 
     async def _ready_to_publish(self) -> None:
         self._require_open()

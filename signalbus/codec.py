@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -35,6 +35,9 @@ EPOCH = datetime.fromtimestamp(0, UTC)  # the time of signals that name none
 RECEIPT_TO = PREFIX + "receiptto"
 
 _ID, _TYPE, _SOURCE, _TIME, _SPEC = (PREFIX + name for name in ("id", "type", "source", "time", "specversion"))
+CORRELATION, CAUSATION, TRACE_PARENT, TRACE_STATE = (
+    PREFIX + name for name in ("correlationid", "causationid", "traceparent", "tracestate")
+)
 _RECEIPT_TO = RECEIPT_TO.removeprefix(PREFIX)
 _OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
 _OPTIONAL_HEADERS = tuple((name, PREFIX + name) for name in _OPTIONAL)
@@ -57,8 +60,11 @@ class EncodedSignal:
         return len(self.body) + headers
 
 
-def encode(signal: Signal, *, default_source: str = "") -> EncodedSignal:
-    """Encode a signal in binary mode. Raises `InvalidSignal` if its data cannot be encoded or it has no source."""
+def encode(signal: Signal, *, default_source: str = "", cause: EncodedSignal | None = None) -> EncodedSignal:
+    """Encode a signal in binary mode; ``cause`` is what it names as its cause unless it names one itself.
+
+    Raises `InvalidSignal` if its data cannot be encoded or it has no source.
+    """
     source = signal.source or default_source
     if not source:
         raise InvalidSignal(f"signal {signal.id} has no source; say who publishes it: Signal(source='shop', ...)")
@@ -75,6 +81,9 @@ def encode(signal: Signal, *, default_source: str = "") -> EncodedSignal:
             headers[header] = value
     for name, value in signal.extensions.items():
         headers[PREFIX + name] = value
+    if cause is not None:
+        headers.setdefault(CAUSATION, cause.id)
+        headers.setdefault(CORRELATION, cause.headers.get(CORRELATION, cause.id))
     body, content_type = encode_data(signal.data, signal.datacontenttype)
     return EncodedSignal(signal.id, signal.type, headers, body, content_type)
 
@@ -112,6 +121,18 @@ def encode_data(data: object, content_type: str | None) -> tuple[bytes, str | No
         return _dump_json(data), content_type or JSON
     except (TypeError, ValueError, RecursionError, pydantic_core.PydanticSerializationError) as error:
         raise InvalidSignal(f"data of type {type(data).__name__} cannot be written as JSON: {error}") from error
+
+
+def text_header(encoded: EncodedSignal, header: str) -> str | None:
+    """Return a header if it is there and a string."""
+    value = encoded.headers.get(header)
+    return value if isinstance(value, str) else None
+
+
+def with_headers(encoded: EncodedSignal, **headers: str | None) -> EncodedSignal:
+    """Return the signal with further attributes, those that are not None."""
+    added = {PREFIX + name: value for name, value in headers.items() if value is not None}
+    return replace(encoded, headers={**encoded.headers, **added}) if added else encoded
 
 
 def decode(encoded: EncodedSignal) -> Signal:

@@ -25,6 +25,9 @@ from .signals import Signal
 
 HandlerFunction = Callable[..., object]
 
+#: What the running handler was given; None outside of handlers. What it publishes and requests is caused by it.
+CAUSE: contextvars.ContextVar[EncodedSignal | None] = contextvars.ContextVar("signalbus_cause", default=None)
+
 PROBLEM_LIMIT = 2_000  # characters of a validation error that are kept
 
 
@@ -73,6 +76,7 @@ class Handler:
     async def __call__(self, delivery: Delivery, threads: Executor) -> object:
         """Run the handler on a delivery and return its result; a sync function in one of ``threads``."""
         argument = self.read(delivery.encoded)
+        CAUSE.set(delivery.encoded)  # seen by this run alone: each has a task of its own
         arguments = (argument, delivery) if self.takes_delivery else (argument,)
         if self.is_async:
             return await cast("Awaitable[object]", self.function(*arguments))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from .errors import (
 )
 from .receipts import Receipt
 from .signals import utc_now
+from .telemetry import Telemetry
 
 Unrouted = Literal["raise", "ignore"]
 
@@ -57,14 +59,19 @@ class _Pending:
 class Publisher:
     """Publishes encoded signals through a broker."""
 
-    def __init__(self, broker: Broker, max_signal_bytes: int) -> None:
+    def __init__(self, broker: Broker, max_signal_bytes: int, telemetry: Telemetry | None = None) -> None:
         self._broker = broker
+        self._telemetry = telemetry or Telemetry()
         self._max_signal_bytes = max_signal_bytes
         self.stats = PublisherStats()
 
     async def publish(self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted) -> Receipt:
         """Publish one signal; ``timeout`` in seconds. Raises as `Bus.publish` says."""
         self.check_size(encoded)
+        with self._telemetry.sending(encoded) as operation:
+            return await self._publish(operation.carried_by(encoded), timeout, unroutable)
+
+    async def _publish(self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted) -> Receipt:
         deadline = asyncio.get_running_loop().time() + timeout
         try:
             (outcome,) = await self._broker.publish((encoded,), timeout)
@@ -88,12 +95,25 @@ class Publisher:
         deadline = asyncio.get_running_loop().time() + timeout
         results: list[Receipt | SignalBusError] = []
         for start in range(0, len(batch), BATCH):
-            chunk = [_Pending(encoded) for encoded in batch[start : start + BATCH]]
-            results += await self._finish(chunk, deadline, unroutable)
+            results += await self._publish_chunk(batch[start : start + BATCH], deadline, unroutable)
         receipts = [result for result in results if isinstance(result, Receipt)]
         if len(receipts) < len(results):
             raise BatchError(results)
         return receipts
+
+    async def _publish_chunk(
+        self, batch: Sequence[EncodedSignal], deadline: float, unroutable: Unrouted
+    ) -> list[Receipt | SignalBusError]:
+        if not self._telemetry.active:
+            return await self._finish([_Pending(encoded) for encoded in batch], deadline, unroutable)
+        with ExitStack() as stack:
+            operations = [stack.enter_context(self._telemetry.sending(encoded)) for encoded in batch]
+            carried = [operation.carried_by(encoded) for operation, encoded in zip(operations, batch, strict=True)]
+            results = await self._finish([_Pending(encoded) for encoded in carried], deadline, unroutable)
+            for operation, result in zip(operations, results, strict=True):
+                if isinstance(result, SignalBusError):
+                    operation.fail(result)
+            return results
 
     def check_size(self, encoded: EncodedSignal) -> None:
         """Raise `InvalidSignal` if a signal is over the limit."""

@@ -29,6 +29,7 @@ from .errors import (
     ResponderDown,
 )
 from .handlers import problems
+from .telemetry import Telemetry
 
 T = TypeVar("T")
 
@@ -49,8 +50,9 @@ class RequesterStats:
 class Requester:
     """Sends requests through a broker, and turns answers into replies and errors."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, telemetry: Telemetry | None = None) -> None:
         self._broker = broker
+        self._telemetry = telemetry or Telemetry()
         self.stats = RequesterStats()
 
     async def request(self, encoded: EncodedSignal, timeout: float) -> Answer:
@@ -58,7 +60,8 @@ class Requester:
         self.stats.sent += 1
         self.stats.open += 1
         try:
-            answer = await self._until_answered(encoded, timeout)
+            with self._telemetry.requesting(encoded) as operation:
+                answer = await self._until_answered(operation.carried_by(encoded), timeout)
         except BaseException:
             self.stats.failed += 1
             raise

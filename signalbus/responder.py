@@ -206,6 +206,7 @@ class RespondingService:
 
     async def _run(self, request: IncomingRequest) -> Answer:
         """Run the handler; whatever it returns or raises becomes an answer."""
+        assert self._surroundings is not None
         delivery = Delivery(
             subscription=self.request_type,
             attempt=1,
@@ -217,7 +218,8 @@ class RespondingService:
         seconds = min(request.remaining, self._options.timeout.total_seconds())
         try:
             async with asyncio.timeout(seconds) as limit:
-                result = await self._handler(delivery, self._threads)
+                with self._surroundings.telemetry.responding(request.signal):
+                    result = await self._handler(delivery, self._threads)
             body, content_type = codec.encode_data(result, None)
         except InvalidSignal as error:
             return self._failed(DecodeError(f"the handler's result cannot be sent: {error}"))

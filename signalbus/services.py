@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from .brokers.base import Broker
 from .delivery import Settlement
 from .supervision import Supervisor
+from .telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Surroundings:
     session: Callable[[], str]
     supervisor: Supervisor
     tell: Tell
+    telemetry: Telemetry
     timeout: float
     drain_timeout: float
 

@@ -36,6 +36,7 @@ from .policy import RetryPolicy
 from .services import Tell
 from .sessions import ServiceReport
 from .signals import utc_now
+from .telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,7 @@ class Subscriber:
         options: SubscriberOptions,
         session: Callable[[], str],
         tell: Tell,
+        telemetry: Telemetry,
     ) -> None:
         self.stats = SubscriptionStats()
         self.ready = asyncio.Event()  # the broker counts us as a consumer
@@ -175,6 +177,7 @@ class Subscriber:
         self._options = options
         self._session = session
         self._tell = tell
+        self._telemetry = telemetry
         self._progress = 0.0  # when we last settled one, or took one with empty hands
         self._usual = 0.0  # seconds a handler takes, as a moving average
         self._wanted = asyncio.Event()  # cleared while paused
@@ -388,7 +391,8 @@ class Subscriber:
         )
         try:
             async with asyncio.timeout(options.timeout.total_seconds()):
-                await self._handler(delivery, self._threads)
+                with self._telemetry.processing(incoming.signal, self._spec.name):
+                    await self._handler(delivery, self._threads)
         except asyncio.CancelledError as error:
             if self._cancelling:
                 raise  # the drain is over: unsettled, so it comes again

@@ -98,7 +98,13 @@ class SubscriptionService:
         broker, timeout = surroundings.broker, surroundings.timeout
         await self._declare(broker, timeout)
         subscriber = Subscriber(
-            broker, self.spec, self._handler, self._options, surroundings.session, surroundings.tell
+            broker,
+            self.spec,
+            self._handler,
+            self._options,
+            surroundings.session,
+            surroundings.tell,
+            surroundings.telemetry,
         )
         self._subscriber = subscriber
         if self._paused:

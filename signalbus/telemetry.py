@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .background import Background
+from .codec import CORRELATION, TRACE_PARENT, TRACE_STATE, EncodedSignal, text_header, with_headers
 from .errors import Retry
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ _RESPOND = _Kind(name="respond", type="process", span="SERVER", incoming=True)
 class Operation:
     """What is observed from entering to leaving. An exception that passes is its failure, except `Retry`.
 
-    ``traceparent`` and ``tracestate`` belong into the signal that is sent; None if there is nothing to put there.
+    ``traceparent`` and ``tracestate`` are the context of a signal that is sent; None if there is none but its own.
     This one observes nothing; it is what there is without an SDK.
     """
 
@@ -92,6 +93,12 @@ class Operation:
     def fail(self, error: BaseException) -> None:
         """Note a failure that does not pass as an exception."""
 
+    def carried_by(self, signal: EncodedSignal) -> EncodedSignal:
+        """Return a signal that is sent, with the context that it is to carry."""
+        if self.traceparent is None or signal.headers.get(TRACE_PARENT) == self.traceparent:
+            return signal
+        return with_headers(signal, traceparent=self.traceparent, tracestate=self.tracestate)
+
 
 class Telemetry:
     """Observes the operations of one bus. Event loop only. ``errors`` counts what foreign code raised or took long."""
@@ -110,62 +117,26 @@ class Telemetry:
         self._background = Background("signalbus-telemetry", self.failed)
         self._nothing = Operation()
 
-    def sending(
-        self,
-        signal_type: str,
-        signal_id: str,
-        *,
-        traceparent: str | None = None,
-        tracestate: str | None = None,
-        correlationid: str | None = None,
-    ) -> Operation:
+    def sending(self, signal: EncodedSignal) -> Operation:
         """Observe the publishing of a signal (PRODUCER). One that carries a context already keeps it (CLIENT)."""
-        if self._clock() < self._look_at and not self._on:
-            return Operation(traceparent, tracestate) if traceparent else self._nothing
-        return self._begin(_SEND, signal_type, signal_id, None, traceparent, tracestate, correlationid)
+        return self._begin(_SEND, signal) if self.active else self._nothing
 
-    def processing(
-        self,
-        signal_type: str,
-        signal_id: str,
-        subscription: str,
-        *,
-        traceparent: str | None = None,
-        tracestate: str | None = None,
-        correlationid: str | None = None,
-    ) -> Operation:
+    def processing(self, signal: EncodedSignal, subscription: str) -> Operation:
         """Observe a handler run (CONSUMER). Its context is current within, so what it publishes goes on the trace."""
-        if self._clock() < self._look_at and not self._on:
-            return self._nothing
-        return self._begin(_PROCESS, signal_type, signal_id, subscription, traceparent, tracestate, correlationid)
+        return self._begin(_PROCESS, signal, subscription) if self.active else self._nothing
 
-    def requesting(
-        self,
-        signal_type: str,
-        signal_id: str,
-        *,
-        traceparent: str | None = None,
-        tracestate: str | None = None,
-        correlationid: str | None = None,
-    ) -> Operation:
+    def requesting(self, request: EncodedSignal) -> Operation:
         """Observe a request until its reply (CLIENT)."""
-        if self._clock() < self._look_at and not self._on:
-            return Operation(traceparent, tracestate) if traceparent else self._nothing
-        return self._begin(_REQUEST, signal_type, signal_id, None, traceparent, tracestate, correlationid)
+        return self._begin(_REQUEST, request) if self.active else self._nothing
 
-    def responding(
-        self,
-        signal_type: str,
-        signal_id: str,
-        *,
-        traceparent: str | None = None,
-        tracestate: str | None = None,
-        correlationid: str | None = None,
-    ) -> Operation:
+    def responding(self, request: EncodedSignal) -> Operation:
         """Observe the handling of a request (SERVER). Its context is current within."""
-        if self._clock() < self._look_at and not self._on:
-            return self._nothing
-        return self._begin(_RESPOND, signal_type, signal_id, None, traceparent, tracestate, correlationid)
+        return self._begin(_RESPOND, request) if self.active else self._nothing
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is observed, or it is time to look whether it should be."""
+        return self._on or self._clock() >= self._look_at
 
     @property
     def dropped(self) -> int:
@@ -183,39 +154,18 @@ class Telemetry:
         if self.errors == 1:
             log.warning("telemetry failed (%s); the bus goes on, further errors are only counted", what, exc_info=error)
 
-    def _begin(
-        self,
-        kind: _Kind,
-        signal_type: str,
-        signal_id: str,
-        subscription: str | None,
-        traceparent: str | None,
-        tracestate: str | None,
-        correlationid: str | None,
-    ) -> Operation:
-        message = _Message(
-            kind=kind,
-            type=signal_type,
-            id=signal_id,
-            subscription=subscription,
-            traceparent=traceparent,
-            tracestate=tracestate,
-            correlationid=correlationid,
-            client_id=self._client_id,
-        )
+    def _begin(self, kind: _Kind, signal: EncodedSignal, subscription: str | None = None) -> Operation:
         operation: Operation | None = None
         try:
             if self._clock() >= self._look_at:
                 self._look()
             if self._on:
-                operation = self._observed(message)
+                operation = self._observed(_message(kind, signal, subscription, self._client_id))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code; no real cancellation comes where nothing awaits
             self.failed(error, "starting a span")
-        if operation is not None:
-            return operation
-        return self._nothing if kind.incoming else Operation(traceparent, tracestate)
+        return operation if operation is not None else self._nothing
 
     def _observed(self, message: _Message) -> Operation:
         started = self._clock()
@@ -260,6 +210,19 @@ class _Message:
     tracestate: str | None
     correlationid: str | None
     client_id: str | None
+
+
+def _message(kind: _Kind, signal: EncodedSignal, subscription: str | None, client_id: str | None) -> _Message:
+    return _Message(
+        kind=kind,
+        type=signal.type,
+        id=signal.id,
+        subscription=subscription,
+        traceparent=text_header(signal, TRACE_PARENT),
+        tracestate=text_header(signal, TRACE_STATE),
+        correlationid=text_header(signal, CORRELATION),
+        client_id=client_id,
+    )
 
 
 class _Observed(Operation):

@@ -18,6 +18,7 @@ from signalbus.handlers import compile_handler
 from signalbus.responder import Endpoint, ResponderOptions, RespondingService
 from signalbus.services import Surroundings
 from signalbus.supervision import Supervisor
+from signalbus.telemetry import Telemetry
 from tests.support import eventually
 
 
@@ -76,6 +77,7 @@ class Setup:
             session=lambda: "me",
             supervisor=Supervisor("test", self.errors.append),
             tell=lambda *_: None,
+            telemetry=Telemetry(),
             timeout=5.0,
             drain_timeout=drain,
         )

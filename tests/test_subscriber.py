@@ -20,6 +20,7 @@ from signalbus.codec import EncodedSignal, encode
 from signalbus.delivery import ACK, Ack, DeadLetter, DeadReason, Release, RetryLater, Settlement
 from signalbus.handlers import compile_handler
 from signalbus.subscriber import Subscriber, SubscriberOptions
+from signalbus.telemetry import Telemetry
 from tests.support import eventually
 
 NOW = timedelta(0)
@@ -89,6 +90,7 @@ class Setup:
             SubscriberOptions(**options),
             lambda: "session",
             lambda *word: self.told.append(word),
+            Telemetry(),
         )
         self.stats = self.subscriber.stats
 

@@ -15,6 +15,7 @@ from signalbus.services import Surroundings
 from signalbus.subscriber import SubscriberOptions
 from signalbus.subscription import Subscription, SubscriptionService
 from signalbus.supervision import Supervisor
+from signalbus.telemetry import Telemetry
 from tests.support import eventually
 
 
@@ -70,6 +71,7 @@ class Setup:
             broker=cast("Broker", broker),
             session=lambda: "s",
             tell=lambda *_: None,
+            telemetry=Telemetry(),
             supervisor=self.supervisor,
             timeout=timeout,
             drain_timeout=1.0,

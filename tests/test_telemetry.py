@@ -29,6 +29,7 @@ from opentelemetry.util.types import Attributes
 
 from signalbus import Retry, Signal
 from signalbus.background import LIMIT, Background
+from signalbus.codec import PREFIX, EncodedSignal, HeaderValue
 from signalbus.errors import Unroutable
 from signalbus.telemetry import BUCKETS, LOOK_SECONDS, Operation, Telemetry
 
@@ -36,6 +37,12 @@ TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 SPAN = 0xB7AD6B7169203331
 TRACEPARENT = f"00-{TRACE:032x}-{SPAN:016x}-01"
 DEADLINE = 10.0
+
+
+def signal(signal_type: str, signal_id: str, **context: str | None) -> EncodedSignal:
+    """A signal with a context of its own, or without."""
+    headers: dict[str, HeaderValue] = {f"{PREFIX}{name}": value for name, value in context.items() if value is not None}
+    return EncodedSignal(signal_id, signal_type, headers, b"", None)
 
 
 class Clock:
@@ -126,7 +133,7 @@ def context_of(span: ReadableSpan) -> tuple[int, int]:
 
 
 async def test_a_publish_is_a_producer_span_whose_context_goes_into_the_signal(sdk: Sdk) -> None:
-    with sdk.telemetry.sending("order.placed", "id-1", correlationid="c-1") as operation:
+    with sdk.telemetry.sending(signal("order.placed", "id-1", correlationid="c-1")) as operation:
         pass
     (span,) = await sdk.finished()
     assert (span.name, span.kind, span.links, span.parent) == ("send order.placed", SpanKind.PRODUCER, (), None)
@@ -150,7 +157,7 @@ async def test_a_publish_is_a_producer_span_whose_context_goes_into_the_signal(s
 
 
 async def test_a_signal_that_carries_a_context_keeps_it_and_is_linked(sdk: Sdk) -> None:
-    with sdk.telemetry.sending("a.b", "id-1", traceparent=TRACEPARENT, tracestate="v=1") as operation:
+    with sdk.telemetry.sending(signal("a.b", "id-1", traceparent=TRACEPARENT, tracestate="v=1")) as operation:
         pass
     (span,) = await sdk.finished()
     assert (operation.traceparent, operation.tracestate) == (TRACEPARENT, "v=1")
@@ -161,7 +168,9 @@ async def test_a_signal_that_carries_a_context_keeps_it_and_is_linked(sdk: Sdk) 
 
 async def test_a_handler_run_is_a_consumer_span_under_the_producer_and_linked_to_it(sdk: Sdk) -> None:
     with trace.get_tracer("ambient").start_as_current_span("whoever opened the bus"):  # noqa: SIM117
-        with sdk.telemetry.processing("order.placed", "id-1", "billing", traceparent=TRACEPARENT, tracestate="v=1"):
+        with sdk.telemetry.processing(
+            signal("order.placed", "id-1", traceparent=TRACEPARENT, tracestate="v=1"), "billing"
+        ):
             pass
     span, _ = sorted(await sdk.finished(), key=lambda span: span.kind is not SpanKind.CONSUMER)
     assert (span.name, span.kind) == ("process order.placed", SpanKind.CONSUMER)
@@ -181,9 +190,12 @@ async def test_a_handler_run_is_a_consumer_span_under_the_producer_and_linked_to
 
 
 async def test_what_a_handler_publishes_goes_on_the_trace(sdk: Sdk) -> None:
-    with sdk.telemetry.sending("a", "1") as first:
+    with sdk.telemetry.sending(signal("a", "1")) as first:
         pass
-    with sdk.telemetry.processing("a", "1", "s", traceparent=first.traceparent), sdk.telemetry.sending("b", "2"):
+    with (
+        sdk.telemetry.processing(signal("a", "1", traceparent=first.traceparent), "s"),
+        sdk.telemetry.sending(signal("b", "2")),
+    ):
         pass
     assert not trace.get_current_span().get_span_context().is_valid
     spans = {span.name: span for span in await sdk.finished()}
@@ -196,7 +208,7 @@ async def test_what_a_handler_publishes_goes_on_the_trace(sdk: Sdk) -> None:
 async def test_a_handler_run_without_a_readable_context_begins_a_trace(sdk: Sdk, traceparent: str | None) -> None:
     with (
         trace.get_tracer("ambient").start_as_current_span("ambient"),
-        sdk.telemetry.processing("a", "1", "s", traceparent=traceparent),
+        sdk.telemetry.processing(signal("a", "1", traceparent=traceparent), "s"),
     ):
         pass
     (span,) = [span for span in await sdk.finished() if span.name == "process a"]
@@ -205,8 +217,8 @@ async def test_a_handler_run_without_a_readable_context_begins_a_trace(sdk: Sdk,
 
 
 async def test_a_request_is_a_client_span_and_its_handling_a_server_span_below(sdk: Sdk) -> None:
-    with sdk.telemetry.requesting("quote.get", "id-1") as request:  # noqa: SIM117
-        with sdk.telemetry.responding("quote.get", "id-1", traceparent=request.traceparent):
+    with sdk.telemetry.requesting(signal("quote.get", "id-1")) as request:  # noqa: SIM117
+        with sdk.telemetry.responding(signal("quote.get", "id-1", traceparent=request.traceparent)):
             pass
     spans = {span.kind: span for span in await sdk.finished()}
     client, server = spans[SpanKind.CLIENT], spans[SpanKind.SERVER]
@@ -228,11 +240,11 @@ async def test_a_request_is_a_client_span_and_its_handling_a_server_span_below(s
 
 
 async def test_an_exception_is_the_failure_of_the_span_and_passes(sdk: Sdk) -> None:
-    with pytest.raises(Unroutable), sdk.telemetry.sending("a", "1"):
+    with pytest.raises(Unroutable), sdk.telemetry.sending(signal("a", "1")):
         raise Unroutable("1", "a")
-    with pytest.raises(ValueError, match="bad"), sdk.telemetry.processing("a", "1", "s"):
+    with pytest.raises(ValueError, match="bad"), sdk.telemetry.processing(signal("a", "1"), "s"):
         raise ValueError("bad")
-    with sdk.telemetry.responding("a", "1") as operation:
+    with sdk.telemetry.responding(signal("a", "1")) as operation:
         operation.fail(Boom("no"))
     spans = await sdk.finished()
     assert [span.status.status_code for span in spans] == [StatusCode.ERROR] * 3
@@ -245,7 +257,7 @@ async def test_an_exception_is_the_failure_of_the_span_and_passes(sdk: Sdk) -> N
 
 
 async def test_a_retry_is_control_flow_not_an_error(sdk: Sdk) -> None:
-    with pytest.raises(Retry), sdk.telemetry.processing("a", "1", "s"):
+    with pytest.raises(Retry), sdk.telemetry.processing(signal("a", "1"), "s"):
         raise Retry
     (span,) = await sdk.finished()
     assert span.status.status_code is StatusCode.UNSET
@@ -255,7 +267,7 @@ async def test_a_retry_is_control_flow_not_an_error(sdk: Sdk) -> None:
 async def test_a_span_that_is_not_sampled_still_gives_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, provider_with(sampler=ALWAYS_OFF), metrics.NoOpMeterProvider())
     telemetry = Telemetry()
-    with telemetry.sending("a", "1") as operation:
+    with telemetry.sending(signal("a", "1")) as operation:
         pass
     await telemetry.aclose()
     assert operation.traceparent is not None
@@ -265,7 +277,7 @@ async def test_a_span_that_is_not_sampled_still_gives_its_context(monkeypatch: p
 
 async def test_a_span_takes_as_long_as_its_operation_not_as_its_export(sdk: Sdk) -> None:
     before = time.time_ns()
-    with sdk.telemetry.sending("a", "1"):
+    with sdk.telemetry.sending(signal("a", "1")):
         pass
     after = time.time_ns()
     (span,) = await sdk.finished()
@@ -279,11 +291,11 @@ async def test_a_span_takes_as_long_as_its_operation_not_as_its_export(sdk: Sdk)
 
 async def test_operations_are_counted_and_timed(sdk: Sdk) -> None:
     for _ in range(2):
-        with sdk.telemetry.sending("a", "1"):
+        with sdk.telemetry.sending(signal("a", "1")):
             pass
-    with pytest.raises(Boom), sdk.telemetry.processing("a", "1", "s"):
+    with pytest.raises(Boom), sdk.telemetry.processing(signal("a", "1"), "s"):
         raise Boom
-    with sdk.telemetry.requesting("q", "2"), sdk.telemetry.responding("q", "2"):
+    with sdk.telemetry.requesting(signal("q", "2")), sdk.telemetry.responding(signal("q", "2")):
         pass
     await sdk.finished()
     send = {
@@ -312,7 +324,7 @@ async def test_measurements_need_no_tracing(monkeypatch: pytest.MonkeyPatch) -> 
     meters = MeterProvider([reader], shutdown_on_exit=False)
     install(monkeypatch, trace.NoOpTracerProvider(), meters)
     telemetry = Telemetry()
-    with telemetry.sending("a", "1", traceparent=TRACEPARENT) as operation:
+    with telemetry.sending(signal("a", "1", traceparent=TRACEPARENT)) as operation:
         pass
     assert operation.traceparent == TRACEPARENT
     await telemetry.aclose(DEADLINE)
@@ -326,10 +338,12 @@ async def test_measurements_need_no_tracing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_an_sdk_nothing_is_imported_and_contexts_are_kept() -> None:
     program = (
         "import sys, signalbus.telemetry as t\n"
+        "from signalbus.codec import EncodedSignal\n"
+        f"signal = EncodedSignal('1', 'a', {{'cloudEvents_traceparent': {TRACEPARENT!r}}}, b'', None)\n"
         "telemetry = t.Telemetry()\n"
-        f"with telemetry.sending('a', '1', traceparent={TRACEPARENT!r}) as one: pass\n"
-        "with telemetry.processing('a', '1', 's') as two: pass\n"
-        "assert one.traceparent is not None and two.traceparent is None\n"
+        "with telemetry.sending(signal) as one: pass\n"
+        "with telemetry.processing(signal, 's') as two: pass\n"
+        "assert one.carried_by(signal) is signal and two.traceparent is None\n"
         "print(any(name.partition('.')[0] == 'opentelemetry' for name in sys.modules))"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
@@ -342,14 +356,14 @@ def test_providers_that_do_nothing_are_skipped(
 ) -> None:
     monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", tracers)
     monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", None)
-    operation = Telemetry().sending("a", "1")
+    operation = Telemetry().sending(signal("a", "1"))
     assert type(operation) is Operation
 
 
 async def test_an_sdk_that_is_disabled_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     install(monkeypatch, TracerProvider(shutdown_on_exit=False), MeterProvider([], shutdown_on_exit=False))
-    assert type(Telemetry().sending("a", "1")) is Operation
+    assert type(Telemetry().sending(signal("a", "1"))) is Operation
 
 
 async def test_an_sdk_that_is_installed_later_is_noticed(sdk: Sdk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,13 +372,13 @@ async def test_an_sdk_that_is_installed_later_is_noticed(sdk: Sdk, monkeypatch: 
     with monkeypatch.context() as before:
         before.setattr("opentelemetry.trace._TRACER_PROVIDER", None)
         before.setattr("opentelemetry.metrics._internal._METER_PROVIDER", None)
-        with telemetry.sending("early", "1"):
+        with telemetry.sending(signal("early", "1")):
             pass
     clock.now += LOOK_SECONDS / 2
-    with telemetry.sending("soon", "2"):
+    with telemetry.sending(signal("soon", "2")):
         pass
     clock.now += LOOK_SECONDS / 2
-    with telemetry.sending("late", "3"):
+    with telemetry.sending(signal("late", "3")):
         pass
     await telemetry.aclose(DEADLINE)
     assert [span.name for span in sdk.spans.get_finished_spans()] == ["send late"]
@@ -454,10 +468,10 @@ async def test_whatever_foreign_code_raises_the_bus_goes_on(
     telemetry = Telemetry()
     done = []
     for _ in range(3):
-        with telemetry.processing("a", "1", "s"), telemetry.sending("b", "2") as operation:
+        with telemetry.processing(signal("a", "1"), "s"), telemetry.sending(signal("b", "2")) as operation:
             done.append(operation)
             Signal(type="b", traceparent=operation.traceparent, tracestate=operation.tracestate)
-    with pytest.raises(ValueError, match="the handler's own"), telemetry.responding("a", "1"):
+    with pytest.raises(ValueError, match="the handler's own"), telemetry.responding(signal("a", "1")):
         raise ValueError("the handler's own")
     await telemetry.aclose(DEADLINE)
     assert len(done) == 3
@@ -470,7 +484,7 @@ async def test_whatever_foreign_code_raises_the_bus_goes_on(
 async def test_an_exporter_that_raises_is_the_sdks_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, misbehaving("exporter", Boom("no")), metrics.NoOpMeterProvider())
     telemetry = Telemetry()
-    with telemetry.sending("a", "1"):
+    with telemetry.sending(signal("a", "1")):
         pass
     await telemetry.aclose(DEADLINE)
 
@@ -496,7 +510,7 @@ async def test_meters_that_raise_are_contained(sdk: Sdk, monkeypatch: pytest.Mon
             return Meter()
 
     monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", Provider())
-    with sdk.telemetry.sending("a", "1"):
+    with sdk.telemetry.sending(signal("a", "1")):
         pass
     spans = await sdk.finished()
     assert sdk.telemetry.errors == 1
@@ -507,7 +521,7 @@ async def test_meters_that_raise_are_contained(sdk: Sdk, monkeypatch: pytest.Mon
 async def test_a_trace_state_always_fits_into_the_signal(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     install(monkeypatch, provider_with(sampler=Sampling(state=state)), metrics.NoOpMeterProvider())
     telemetry = Telemetry()
-    with telemetry.sending("a", "1") as operation:
+    with telemetry.sending(signal("a", "1")) as operation:
         pass
     await telemetry.aclose()
     Signal(type="a", traceparent=operation.traceparent, tracestate=operation.tracestate)
@@ -522,7 +536,7 @@ async def test_a_trace_state_beyond_the_limit_is_left_out(monkeypatch: pytest.Mo
 
     install(monkeypatch, provider_with(sampler=Long()), metrics.NoOpMeterProvider())
     telemetry = Telemetry()
-    with telemetry.sending("a", "1") as operation:
+    with telemetry.sending(signal("a", "1")) as operation:
         pass
     await telemetry.aclose()
     assert operation.traceparent is not None
@@ -534,7 +548,7 @@ async def test_an_exception_that_cannot_be_described_is_contained(sdk: Sdk) -> N
         def __str__(self) -> str:
             raise Boom("no words")
 
-    with pytest.raises(Dumb), sdk.telemetry.sending("a", "1"):
+    with pytest.raises(Dumb), sdk.telemetry.sending(signal("a", "1")):
         raise Dumb
     (span,) = await sdk.finished()
     assert span.status.status_code is StatusCode.ERROR
@@ -551,11 +565,11 @@ async def test_a_slow_end_does_not_hold_up_the_event_loop(monkeypatch: pytest.Mo
 
     install(monkeypatch, provider_with(Slow()), metrics.NoOpMeterProvider())
     telemetry = Telemetry()
-    with telemetry.sending("a", "1"):
+    with telemetry.sending(signal("a", "1")):
         pass
     assert await asyncio.to_thread(entered.wait, DEADLINE)
     for _ in range(10):
-        with telemetry.sending("a", "1"):
+        with telemetry.sending(signal("a", "1")):
             pass
     await telemetry.aclose(0.01)  # ends though the processor does not
     assert telemetry.dropped == 10
@@ -575,7 +589,7 @@ async def test_slow_starts_pause_telemetry_in_proportion(monkeypatch: pytest.Mon
     telemetry = Telemetry(clock=clock)
     for _ in range(10_000):
         clock.now += 0.01
-        with telemetry.sending("a", "1"):
+        with telemetry.sending(signal("a", "1")):
             pass
     await telemetry.aclose(DEADLINE)
     elapsed = clock.now - 1000.0
@@ -586,7 +600,7 @@ async def test_slow_starts_pause_telemetry_in_proportion(monkeypatch: pytest.Mon
 
 async def test_after_closing_nothing_is_observed(sdk: Sdk) -> None:
     await sdk.telemetry.aclose()
-    with sdk.telemetry.sending("a", "1") as operation:
+    with sdk.telemetry.sending(signal("a", "1")) as operation:
         pass
     assert type(operation) is Operation
     assert await sdk.finished() == []

@@ -565,3 +565,38 @@ async def handlers_do_not_see_who_waits(world: World) -> None:
         sent = Signal(type="a", source="s", extensions={"tenant": "x"})
         assert (await bus.publish(sent, until="acked", timeout=10)).acked
         assert got[0].extensions == {"tenant": "x"}
+
+
+# Causes
+
+
+@contract
+async def what_a_handler_publishes_or_requests_names_its_cause(world: World) -> None:
+    got: dict[str, Signal] = {}
+    bus = world.bus()
+
+    @bus.respond("ask")
+    async def answer(signal: Signal) -> None:
+        got["ask"] = signal
+        await bus.publish("from.responder", 1)
+
+    @bus.subscribe("order.*", name="orders")
+    async def order(signal: Signal) -> None:
+        await bus.request("ask", 1)
+        await bus.publish(Signal(type="from.subscriber", correlationid="mine"))
+
+    @bus.subscribe("from.*", name="rest")
+    def rest(signal: Signal) -> None:  # in a thread
+        got[signal.type] = signal
+
+    async with bus:
+        first = Signal(type="order.placed")
+        await bus.publish(first)
+        await eventually(lambda: len(got) == 3)
+        asked, responder, subscriber = got["ask"], got["from.responder"], got["from.subscriber"]
+        assert (asked.causationid, asked.correlationid) == (first.id, first.id)
+        assert (responder.causationid, responder.correlationid) == (asked.id, first.id)
+        assert (subscriber.causationid, subscriber.correlationid) == (first.id, "mine")
+        await bus.publish("from.outside", 1)
+        await eventually(lambda: "from.outside" in got)
+        assert (got["from.outside"].causationid, got["from.outside"].correlationid) == (None, None)

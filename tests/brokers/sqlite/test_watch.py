@@ -20,7 +20,7 @@ from signalbus.brokers.sqlite.operations import Look
 from signalbus.brokers.sqlite.store import Connection
 from signalbus.errors import BrokerUnavailable, BusClosed
 from signalbus.sessions import Down, DownReason
-from tests.brokers.sqlite.support import SECONDS, Peer, Place, Said, receive, signals
+from tests.brokers.sqlite.support import SECONDS, Peer, Place, Said, receive, remove_sockets, settled, signals
 from tests.leaks import open_descriptors
 from tests.support import eventually
 
@@ -186,9 +186,7 @@ async def test_a_function_that_comes_later_hears_nothing_of_before(place: Place)
     await eventually(lambda: early == [first, second] and late == [second])
 
 
-async def test_a_function_that_fails_keeps_nobody_from_hearing(
-    place: Place, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_function_that_fails_keeps_nobody_from_hearing(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     broker = await place.open()
     heard: list[Down] = []
 
@@ -355,8 +353,7 @@ async def test_without_the_kernels_word_or_hints_an_end_is_found_all_the_same(
     if missing == "host":
         await _at_the_database(broker, lambda connection: connection.execute("UPDATE sessions SET host = 'there'"))
     if missing == "hints":
-        for path in place.sessions.glob("*.sock"):
-            path.unlink()
+        remove_sockets(await settled(broker))
     futures = [await broker.watch(name, SECONDS) for name in (killed, left)]
     begun = time.monotonic()
     peer.kill()

@@ -13,8 +13,8 @@ import pytest
 
 from signalbus.brokers.base import SubscriptionSpec
 from signalbus.brokers.sqlite import SqliteBroker, store
-from signalbus.brokers.sqlite import outbox as outbox_module
 from signalbus.brokers.sqlite import group as group_module
+from signalbus.brokers.sqlite import outbox as outbox_module
 from signalbus.brokers.sqlite.operations import Look
 from signalbus.codec import EncodedSignal
 from signalbus.delivery import ACK, RELEASE, DeadLetter, DeadReason, RetryLater

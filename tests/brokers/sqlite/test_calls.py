@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal as signals_
 import socket
@@ -747,6 +748,74 @@ async def test_a_responder_taken_for_dead_responds_on(place: Place) -> None:
     assert [renewed.id for renewed in host.incarnations] == [answer.session]
     await broker.aclose()
     await serving
+
+
+async def test_a_process_out_of_files_accepts_connections_once_it_has_some_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 24."""
+    monkeypatch.setattr(lines, "_ACCEPT_AGAIN_SECONDS", 0.2)
+    broker, other = await place.open(), await place.open()
+    serving = asyncio.create_task(_echo(await other.respond("ask", 10, 10, SECONDS)))
+    listener = other._connected()._listener
+    assert listener is not None
+    accept, refused = listener._accept_one, 0
+
+    def refuse_twice() -> socket.socket:
+        nonlocal refused
+        refused += 1
+        if refused <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept()
+
+    monkeypatch.setattr(listener, "_accept_one", refuse_twice)
+    answer, seconds = await _timed(broker.request(ask(), SECONDS))
+    assert answer.kind is AnswerKind.REPLY
+    assert 0.3 < seconds < 3.0
+    assert refused > 2
+    await other.aclose()
+    await serving
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12: we have threads
+async def test_a_forked_child_neither_uses_nor_ends_its_parents_connections(place: Place) -> None:
+    """Row 75."""
+    broker = await place.open()
+    peer = await _responding(place, "hold")
+    responder = await broker.respond("tell", 1, 1, SECONDS)
+    asking = asyncio.create_task(broker.request(ask(), SECONDS))
+    assert await peer.line() == 'got "q" False'
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if _is_refused(broker) else 2
+        finally:
+            os._exit(code)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    peer.tell("answer")
+    assert (await asking).kind is AnswerKind.REPLY
+    telling = asyncio.create_task(broker.request(signal("x", "tell"), SECONDS))
+    request = await _next(responder)
+    await responder.answer(request, reply(request))
+    assert (await telling).kind is AnswerKind.REPLY
+
+
+def _is_refused(broker: SqliteBroker) -> bool:
+    async def refused() -> bool:
+        calls = (
+            broker.request(ask(), SECONDS),
+            broker.watch("x", SECONDS),
+            broker.sessions(SECONDS),
+            broker.send("x", b"x"),
+            broker.respond("ask", 1, 1, SECONDS),
+        )
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        await broker.aclose()
+        return all(isinstance(error, ConfigError) for error in errors)
+
+    return asyncio.new_event_loop().run_until_complete(refused())
 
 
 # Leaks

@@ -34,7 +34,7 @@ from .exchange import Exchange
 from .files import Files
 from .forks import guard
 from .operations import Declare, Delete, Look, Serve, Watch, WatchAll
-from .records import pack
+from .records import moment, pack
 from .responder import SqliteResponder
 from .watches import Watches
 from .writer import Clerk, Writer
@@ -201,7 +201,7 @@ class SqliteBroker:
             future.cancel()
             raise
         if not found and not future.done():
-            future.set_result(Down(session=session, reason=DownReason.NOPROC, at=self._clock.now()))
+            future.set_result(Down(session=session, reason=DownReason.NOPROC, at=moment(self._clock.wall())))
         return future
 
     async def watch_all(self, ended: Callable[[Down], None], timeout: float) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -41,10 +40,6 @@ class Clock:
     wall: Callable[[], float] = time.time
     boottime: Callable[[], float] = _boottime
     boot_id: Callable[[], str] = _boot_id
-
-    def now(self) -> datetime:
-        """Return the time of day, in UTC."""
-        return datetime.fromtimestamp(self.wall(), UTC)
 
 
 def remaining_after_reboot(due_wall: float, delay: float, now_wall: float) -> float:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from ...errors import BrokerUnavailable, SignalBusError
 from . import census, store
 
-_FRESH_SECONDS = 1.0  # older ones are read again, beside the request that notices
+_FRESH_SECONDS = 1.0  # what is older is read again
+_PATIENCE_SECONDS = 0.02  # for that; then what is known must do, as the database may be held by another process
 _GONE_KEPT = 10_000  # names of sessions that are not there any more
 
 
@@ -66,10 +67,9 @@ class Directory:
 
     async def responders(self, request_type: str, tried: set[str], deadline: float) -> list[Post]:
         """Return who responds to a type, but for the addresses in ``tried``; asks the database if nobody does."""
-        if not self._stale and (found := self._listed(request_type, tried)):
-            if asyncio.get_running_loop().time() - self._as_of > _FRESH_SECONDS:
-                self._read_next()
-            return found
+        if not self._stale and self._listed(request_type, tried):
+            await self._refresh()
+            return self._listed(request_type, tried)
         await self._read_again(deadline)
         return self._listed(request_type, tried)
 
@@ -94,6 +94,13 @@ class Directory:
         """Wait for the end of what is being read; the database answers in any case, also when it is closed."""
         while tasks := [task for task in (self._reading, self._next) if task is not None and not task.done()]:
             await asyncio.wait(tasks)
+
+    async def _refresh(self) -> None:
+        """Read again what is old, for a moment; once at a time."""
+        if self._reading is not None and not self._reading.done():
+            return
+        if asyncio.get_running_loop().time() - self._as_of > _FRESH_SECONDS:
+            await asyncio.wait({self._read_next()}, timeout=_PATIENCE_SECONDS)
 
     def _listed(self, request_type: str, tried: set[str]) -> list[Post]:
         posts = self._listing.responders.get(request_type, ())

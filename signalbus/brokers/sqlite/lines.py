@@ -200,7 +200,7 @@ class Listener:
     def _accept(self) -> None:
         for _ in range(_BACKLOG):
             try:
-                end, _ = self._end.accept()
+                end = self._accept_one()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError:
@@ -208,10 +208,14 @@ class Listener:
                 self._loop.remove_reader(self._end)
                 self._again = self._loop.call_later(_ACCEPT_AGAIN_SECONDS, self._listen)
                 return
-            end.setblocking(False)
             task = self._loop.create_task(self._start(end))
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
+
+    def _accept_one(self) -> socket.socket:
+        end, _ = self._end.accept()
+        end.setblocking(False)
+        return end
 
     async def _start(self, end: socket.socket) -> None:
         line = Line(end, self._take, self._forget, self._counters)

@@ -74,6 +74,9 @@ class Requester:
         """Return the responder with the fewest of our requests, the one that is longest unused of several."""
         try:
             posts = await self._directory.responders(request_type, tried, deadline)
+            if posts and all(self._load(post)[0] for post in posts):
+                self._directory.distrust()  # somebody may have come whom we do not know
+                posts = await self._directory.responders(request_type, tried, deadline)
         except BrokerError:
             if sent:
                 return None  # it cannot be called unsent any more
@@ -88,15 +91,25 @@ class Requester:
     async def _try(
         self, post: Post, packed: tuple[bytes, bytes], deadline: float, *, redelivered: bool
     ) -> Answer | Miss:
-        peer = await self._reach(post.address)
-        return peer if isinstance(peer, Miss) else await peer.request(packed, deadline, redelivered=redelivered)
+        for _ in range(2):  # a connection that was not used lately may be closed just now, by us or by them
+            peer = await self._reach(post.address)
+            answer = peer if isinstance(peer, Miss) else await peer.request(packed, deadline, redelivered=redelivered)
+            if peer is answer or answer is not Miss.UNREACHABLE:
+                return answer
+        return Miss.UNREACHABLE
 
     async def ask(self, post: Post, timeout: float) -> bytes | None:
         """Return what a session says of itself; None if it does not answer in time."""
         if not post.address:
             return None
         peer = await self._reach(post.address)
-        return None if isinstance(peer, Miss) else await peer.ask(timeout)
+        if isinstance(peer, Miss):
+            return None
+        report = await peer.ask(timeout)
+        if peer.idle and len(self._peers) > _PEERS_KEPT:
+            self._peers.pop(post.address, None)  # there may be thousands of sessions, and we are not to keep as many
+            peer.line.close()
+        return report
 
     async def tell(self, session: str, message: bytes) -> Post | None:
         """Send a message to a session if there is one; return where it should be if it cannot be reached."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -35,11 +36,8 @@ def bind(kind: socket.SocketKind, path: Path) -> tuple[socket.socket, str] | Non
 
 def bind_again(kind: socket.SocketKind, path: str) -> socket.socket | None:
     """Return a socket at the path of an earlier one whose file somebody removed; None if that does not work."""
-    if _is_ours_alone(Path(path)):
-        try:
-            Path(path).parent.mkdir(mode=0o700)
-        except OSError:
-            return None  # it is there: not made by us, as ours goes with its socket
+    if _is_ours_alone(Path(path)) and not _make(Path(path).parent):
+        return None
     bound = bind(kind, Path(path))
     return bound[0] if bound is not None else None
 
@@ -54,6 +52,16 @@ def remove_socket(path: str) -> None:
             Path(path).parent.rmdir()
         except OSError:
             pass  # gone already, or not only ours
+
+
+def _make(directory: Path) -> bool:
+    """Make a directory in a place where others may do so too; no if it is there and not ours only."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
 def _is_ours_alone(path: Path) -> bool:

@@ -28,7 +28,8 @@ def say(line: object) -> None:
 
 
 async def told() -> str:
-    return (await asyncio.to_thread(sys.stdin.readline)).strip()
+    line: str = await asyncio.to_thread(sys.stdin.readline)
+    return line.strip()
 
 
 async def open_broker(path: Path) -> SqliteBroker:

@@ -84,6 +84,19 @@ class Said:
         self.incarnations.append(session)
 
 
+async def settled(broker: SqliteBroker) -> SqliteBroker:
+    """Wait until a broker has looked after its files for the first time; the next time is a second later."""
+    await broker.queues(SECONDS)
+    return broker
+
+
+def remove_sockets(broker: SqliteBroker) -> None:
+    """Tidy up what is in use."""
+    assert broker._desk is not None
+    for path in (broker._desk.socket, broker._desk.address):
+        Path(path).unlink()
+
+
 async def receive(consumer: SqliteConsumer, count: int = 1, timeout: float = SECONDS) -> list[Incoming]:
     """Receive `count` deliveries, in however many batches."""
     received: list[Incoming] = []

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from signalbus.brokers.sqlite import SqliteBroker, census
+from signalbus.brokers.sqlite import SqliteBroker, census, watcher
 from signalbus.brokers.sqlite.clock import Clock
 from signalbus.brokers.sqlite.operations import Look
 from signalbus.brokers.sqlite.store import Connection
 from signalbus.errors import BrokerUnavailable, BusClosed
 from signalbus.sessions import Down, DownReason
-from tests.brokers.sqlite.support import SECONDS, Peer, Place, Said, receive, signals
+from tests.brokers.sqlite.support import SECONDS, Peer, Place, Said, receive, remove_sockets, settled, signals
 from tests.leaks import open_descriptors
 from tests.support import eventually
 
@@ -353,14 +353,29 @@ async def test_without_the_kernels_word_or_hints_an_end_is_found_all_the_same(
     if missing == "host":
         await _at_the_database(broker, lambda connection: connection.execute("UPDATE sessions SET host = 'there'"))
     if missing == "hints":
-        for path in place.sessions.glob("*.sock"):
-            path.unlink()
+        remove_sockets(await settled(broker))
     futures = [await broker.watch(name, SECONDS) for name in (killed, left)]
     begun = time.monotonic()
     peer.kill()
     other.tell()
     assert [(await _ended(future)).reason.value for future in futures] == ["connection_lost", "normal"]
     assert time.monotonic() - begun < (2.0 if missing == "hints" else 1.0)
+
+
+async def test_more_sessions_than_descriptors_are_watched_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 24: an application needs its files."""
+    monkeypatch.setattr(watcher, "_DESCRIPTORS", 2)
+    broker = await place.open()
+    peer, names = await _sitting(place, 6)
+    before = open_descriptors()
+    futures = [await broker.watch(name, SECONDS) for name in names]
+    assert len(open_descriptors() - before) <= 2
+    begun = time.monotonic()
+    peer.kill()
+    assert {(await _ended(future)).reason for future in futures} == {DownReason.CONNECTION_LOST}
+    assert time.monotonic() - begun < 1.0
 
 
 async def test_a_session_taken_for_dead_is_another_incarnation(place: Place) -> None:

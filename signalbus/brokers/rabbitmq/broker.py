@@ -161,19 +161,21 @@ class RabbitBroker:
             if all(link.connection is not None for link in self._links) and self._alive_or_cannot():
                 break
             await self._changed.wait()
-        refused = self._control.refused or self._society.membership.refused
-        if refused is not None:
+        if (refused := self._refused()) is not None:
             raise ConfigError(
                 f"RabbitMQ at {self._control_link.server} refuses our exchanges and queues: {refused}; "
-                f"the user needs all rights on names that begin with {self._url.prefix!r}, "
-                "and existing ones must have been made by signalbus with the same settings"
+                f"the user needs all rights on names that begin with {self._url.prefix!r}, and to write to the default "
+                "exchange (amq.default); existing ones must have been made by signalbus with the same settings"
             )
 
     def _alive_or_cannot(self) -> bool:
         """Whether others see that we live. During an alarm, or while it is refused, that has to wait."""
-        membership = self._society.membership
-        refused = self._control.refused or membership.refused
-        return membership.held.is_set() or self._publish_link.blocked or refused is not None
+        held = self._society.membership.held.is_set()
+        return held or self._publish_link.blocked or self._refused() is not None
+
+    def _refused(self) -> str | None:
+        """Return what the broker refuses us of what every session needs."""
+        return self._control.refused or self._society.membership.refused or self._noting.refused
 
     def _unreachable(self, timeout: float) -> str:
         problems = {str(link.problem) for link in self._links if link.problem is not None}
@@ -316,9 +318,8 @@ class RabbitBroker:
         for link in self._links:
             if link.connection is None:
                 return BrokerState.CONNECTING, str(link.problem or f"{link.server}: connecting")
-        for reason in (self._control.refused, self._society.membership.refused):
-            if reason is not None:
-                return BrokerState.DEGRADED, reason
+        if (reason := self._refused()) is not None:
+            return BrokerState.DEGRADED, reason
         for refusal in (
             self._signals.refused,
             self._copying.refused,

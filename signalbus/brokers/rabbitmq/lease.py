@@ -106,7 +106,7 @@ class Lease:
             number = number_of(message) if kind_of(message) == Note.TOKEN else 0
         except Malformed:
             number = 0
-        if not number:
+        if not 0 < number <= self._number:  # a stranger's
             self._counters["notes_refused"] += 1
             spare = tag
         else:

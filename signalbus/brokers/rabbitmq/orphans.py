@@ -16,7 +16,6 @@ from ...sessions import Down
 from ..base import AnswerKind
 from .calls import Call, Calls
 from .control import Control
-from .driver import DriverFailure
 from .inbox import Inbox
 from .notes import Malformed, Note
 from .observer import Observer
@@ -56,7 +55,7 @@ class Orphans:
                 if not self._observer.observing:
                     await self._observer.observe(asyncio.get_running_loop().time() + CHECK_SECONDS)
                 await self._look(types)
-            except (BrokerError, ConfigError, DriverFailure) as error:
+            except (BrokerError, ConfigError) as error:
                 log.debug("the queues of open requests cannot be looked for: %s", error)
 
     async def _wait(self) -> None:
@@ -89,8 +88,8 @@ class Orphans:
             return [c for c in open_ if c.request_type == request_type and c.sent < began and not c.pinned]
 
         # An answer may be on its way to us, sent by who is gone now.
-        for channel in {asked.channel for asked in lost()}:
-            await self._calls.wait_heard(channel)
+        if lost():
+            await self._calls.wait_heard()
         for asked in lost():
             asked.end(AnswerKind.RESPONDER_DOWN, f"no responder to {request_type!r} is left")
 

@@ -48,6 +48,7 @@ class Requests:
             post=society.post,
             keeper=keeper,
             counters=counters,
+            responders=self.responders,
             session=lambda: society.membership.info.id,
             silent_after=url.silent_after,
             backoff_cap=url.backoff_cap,
@@ -63,18 +64,16 @@ class Requests:
     async def respond(self, request_type: str, concurrency: int, backlog: int, timeout: float) -> RabbitResponder:
         """Start to respond to a type."""
         responder = RabbitResponder(request_type, concurrency, backlog, self._service)
-        self.responders.add(responder)
         try:
             await responder.wait_served(timeout)
         except BaseException:
             await responder.aclose()
-            self.responders.discard(responder)
             raise
         return responder
 
     async def close_responders(self) -> None:
         """Stop them, and leave what is unanswered to others."""
-        await asyncio.gather(*(responder.aclose() for responder in self.responders), return_exceptions=True)
+        await asyncio.gather(*(responder.aclose() for responder in list(self.responders)), return_exceptions=True)
 
     async def aclose(self) -> None:
         """End every request, and close the channels. Bounded."""

@@ -51,6 +51,7 @@ class Service:
     post: Post
     keeper: Keeper
     counters: Counter[str]
+    responders: set[RabbitResponder]  # those that are not closed
     session: Callable[[], str]
     silent_after: float
     backoff_cap: float
@@ -136,6 +137,7 @@ class RabbitResponder:
         self._stopping = asyncio.Lock()
         self._round: _Round | None = None
         self._backoff = Backoff(FIRST_PAUSE, service.backoff_cap)
+        service.responders.add(self)
         self._task = service.keeper.keep(f"responder to {request_type}", self._run)
 
     async def wait_served(self, timeout: float) -> None:
@@ -199,6 +201,7 @@ class RabbitResponder:
     async def aclose(self) -> None:
         """Stop, and leave whatever is unanswered to others."""
         await self.stop()
+        self._service.responders.discard(self)
         round_ = self._round
         if round_ is not None and round_.alive:
             left = bool(round_.unanswered)

@@ -99,7 +99,8 @@ class RollCall:
         tasks = [task for task in (self._running, self._next, *self._answers) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _after(self, earlier: asyncio.Task[Mapping[str, Present]] | None) -> Mapping[str, Present]:
         if earlier is not None:
@@ -176,7 +177,12 @@ class RollCall:
         body = notes.write_report(self._report())
         task = asyncio.create_task(self._send(asker, body, notes.number_of(message)))
         self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answers.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("a roll call could not be answered", exc_info=error)
 
     async def _send(self, asker: str, body: bytes, number: int) -> None:
         try:

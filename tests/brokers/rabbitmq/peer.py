@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 
 from signalbus.brokers.base import Answer, AnswerKind, IncomingRequest, Responder, SubscriptionSpec
@@ -18,7 +19,8 @@ def say(*words: object) -> None:
 
 
 async def told() -> str:
-    return (await asyncio.to_thread(sys.stdin.readline)).strip()
+    line: str = await asyncio.to_thread(sys.stdin.readline)
+    return line.strip()
 
 
 async def opened(url: str) -> RabbitBroker:
@@ -110,7 +112,23 @@ async def observe(url: str, heartbeat: str, *sessions: str) -> None:
     await broker.aclose()
 
 
-ROLES = {"live": live, "hold": hold, "respond": respond, "ask": ask, "observe": observe}
+async def watch(url: str, pattern: str) -> None:
+    """Have a temporary subscription."""
+    broker = await opened(url)
+    await broker.declare(SubscriptionSpec(name="temporary", patterns=(pattern,), durable=False), TIMEOUT)
+    say("watching")
+    await told()
+    await broker.aclose()
+
+
+ROLES: dict[str, Callable[..., Coroutine[None, None, None]]] = {
+    "watch": watch,
+    "live": live,
+    "hold": hold,
+    "respond": respond,
+    "ask": ask,
+    "observe": observe,
+}
 
 if __name__ == "__main__":
     asyncio.run(ROLES[sys.argv[1]](*sys.argv[2:]))

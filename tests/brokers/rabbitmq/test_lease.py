@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from aiormq.abc import AbstractChannel
@@ -77,6 +78,10 @@ async def test_a_deleted_lease_makes_a_new_incarnation_and_a_down(brokers: Broke
         assert (await again).reason is DownReason.NORMAL
 
 
+def _is(member: Member, session_id: str) -> bool:
+    return member.id == session_id
+
+
 async def _lists(watcher: Member, session_id: str) -> bool:
     return session_id in await living(watcher)
 
@@ -105,7 +110,7 @@ async def test_a_lost_connection_makes_a_new_incarnation(brokers: Brokers, proxy
         async with asyncio.timeout(TIMEOUT):
             down = await future
         assert (down.session, down.reason) == (before, DownReason.CONNECTION_LOST)
-        await eventually(lambda number=number: other.id == f"{first}:{number}")
+        await eventually(partial(_is, other, f"{first}:{number}"))
         await until(lambda: _lists(watcher, other.id))
         future = await watcher.broker.watch(other.id, TIMEOUT)
     assert not future.done()

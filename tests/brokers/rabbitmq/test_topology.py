@@ -83,3 +83,39 @@ def test_names_carry_the_prefix(queue_type: QueueType) -> None:
 def test_a_name_that_cannot_be_a_queue_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="subscription name"):
         QUORUM.subscription(name)
+
+
+def test_a_session_has_two_queues_that_go_with_its_connection_and_a_lease_that_tells_of_it() -> None:
+    declared = QUORUM.session("s1", "info")
+    queues = {item.name: item for item in declared if isinstance(item, Queue)}
+    assert list(queues) == ["signalbus.s.s1", "signalbus.here.s1.info", "signalbus.lease.s1"]
+    inbox, presence, lease = queues.values()
+    assert all(queue.arguments["x-queue-type"] == "classic" for queue in queues.values())
+    assert inbox.exclusive
+    assert presence.exclusive
+    assert not lease.exclusive
+    assert lease.arguments["x-message-ttl"] == presence.arguments["x-message-ttl"] == 0
+    assert lease.arguments["x-dead-letter-exchange"] == "signalbus.sessions"
+    assert lease.arguments["x-dead-letter-routing-key"] == "down.s1"
+    # Back to who asked: its inbox is the routing key.
+    assert presence.arguments["x-dead-letter-exchange"] == ""
+    assert "x-dead-letter-routing-key" not in presence.arguments
+    bound = [item.queue for item in declared if isinstance(item, Binding)]
+    assert bound == [inbox.name, presence.name]
+    assert all(item.exchange == "signalbus.roll" for item in declared if isinstance(item, Binding))
+
+
+def test_only_exclusive_and_durable_queues_are_declared() -> None:
+    # RabbitMQ 4.3 refuses transient queues that others may use; `Queue` cannot say anything else.
+    assert not QUORUM.request_queue("quote.get", 7).exclusive
+
+
+def test_a_request_queue_refuses_what_is_too_much_and_goes_with_its_last_responder() -> None:
+    queue = QUORUM.request_queue("quote.get", 7)
+    assert queue.name == "signalbus.r.quote.get"
+    assert queue.auto_delete
+    assert queue.arguments["x-max-length"] == 7
+    assert queue.arguments["x-overflow"] == "reject-publish"
+    assert "x-expires" in queue.arguments
+    with pytest.raises(ConfigError, match="request type"):
+        QUORUM.request_queue("x" * 128, 7)

@@ -88,10 +88,10 @@ class Worker:
         self.pid = process.pid
         self.session = ""  # of its bus, once it is ready
 
-    async def wait_ready(self) -> None:
+    async def wait_ready(self, timeout: float = DEADLINE) -> None:
         """Wait until it serves."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(timeout):
             line = await self._process.stdout.readline()
         assert line.startswith(b"ready "), f"the worker said {line!r}"
         self.session = line.split()[1].decode()

@@ -51,7 +51,8 @@ async def names_at_the_broker(world: World) -> list[str]:
 @pytest.mark.timeout(300)
 @BOTH
 async def test_two_hundred_sessions_killed_together_leave_nothing_behind(broker: str, world: World) -> None:
-    crowds = await asyncio.gather(*(world.worker(role="crowd", name="crowd", count=50) for _ in range(4)))
+    crowds = [await world.worker(role="crowd", name="crowd", count=50, ready=False) for _ in range(4)]
+    await asyncio.gather(*(crowd.wait_ready(120) for crowd in crowds))
     async with world.bus() as bus:
         sessions = [info for info in await bus.sessions() if info.id != bus.session.id]
         assert len(sessions) == 200

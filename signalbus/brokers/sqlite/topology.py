@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 
@@ -67,8 +68,7 @@ def load(connection: store.Connection, counter: int) -> Topology:
     topology = Topology(counter)
     for number, name, patterns, owner in store.subscriptions(connection):
         try:
-            texts = tuple(json.loads(patterns))
-            parsed = tuple(parse(text) for text in texts)
+            texts, parsed = _patterns(patterns)
         except (ValueError, TypeError, ConfigError) as error:
             raise StorageError(f"the patterns of subscription {name!r} in the database are damaged: {error}") from error
         topology.by_name[name] = Entry(number, name, texts, owner, parsed)
@@ -80,3 +80,10 @@ def load(connection: store.Connection, counter: int) -> Topology:
         if watching:
             topology.watching.append(session)
     return topology
+
+
+@functools.lru_cache(maxsize=4096)
+def _patterns(stored: str) -> tuple[tuple[str, ...], tuple[Pattern, ...]]:
+    """Return stored patterns as texts and parsed: read anew whenever anybody comes or goes, they seldom change."""
+    texts = tuple(json.loads(stored))
+    return texts, tuple(parse(text) for text in texts)

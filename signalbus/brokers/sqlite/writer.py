@@ -33,6 +33,7 @@ from .watches import Ended
 
 _POLL_SECONDS = 0.5  # between looks of a consumer whose hints may have got lost
 _SWEEP_SECONDS = 1.0  # between looks after the sessions of dead processes
+_SWEPT_TOGETHER = 20  # sessions; with more of them each looks less often, so that all together look as often
 _SPACE_SECONDS = 1.0  # between looks at a disk that is short of space
 _LOOP_SECONDS = 5.0  # between looks whether the event loop is still there
 
@@ -223,7 +224,8 @@ class Writer(threading.Thread):
                     desk.promising.add(subscription)
                     desk.note_due(connection, subscription)
         if now >= self._next_sweep:
-            self._next_sweep = now + _SWEEP_SECONDS
+            crowd = max(1.0, len(desk.topology.tokens) / _SWEPT_TOGETHER)
+            self._next_sweep = now + _SWEEP_SECONDS * crowd
             self._sweep()
         if desk.info is not self._known_as:
             self._known_as = desk.info

@@ -85,8 +85,7 @@ class Calls:
         loop = asyncio.get_running_loop()
         started = loop.time()
         deadline = started + timeout
-        sender = await publisher.ready(deadline)
-        if not sender.room.is_set():
+        while not (sender := await publisher.ready(deadline)).room.is_set():
             await _wait_room(sender.room, deadline)
         id = next(self._ids)  # noqa: A001
         now = loop.time()

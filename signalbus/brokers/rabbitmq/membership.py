@@ -26,6 +26,7 @@ from .inbox import Inbox
 from .lease import Lease
 from .notes import Note
 from .post import Post
+from .tasks import end
 from .topology import MAX_QUEUE_BYTES, Topology
 
 log = logging.getLogger(__name__)
@@ -146,12 +147,13 @@ class Membership:
         while not self._leaving.is_set():
             stay = await self._present()
             self._backoff.began(clock())
-            await self._hold(stay)
+            await self._hold_until_ended(stay)
             self._backoff.ended(clock())
             if self._leaving.is_set():
                 return
             self.held.clear()
-            self._entered.clear()
+            if self._stay is stay:  # else the next connection has prepared another one already
+                self._entered.clear()
             log.warning("session %s is not alive to others any more: %s", stay.info.id, stay.reason)
             self._around.counters["leases_lost"] += 1
             await self._reenter(stay)
@@ -204,8 +206,20 @@ class Membership:
             assert self._stay is not None
             return self._stay
 
+    async def _hold_until_ended(self, stay: Stay) -> None:
+        """Hold the lease until the incarnation ends; then wait for nothing that belongs to it."""
+        holding = asyncio.create_task(self._hold(stay))
+        ended = asyncio.create_task(stay.ended.wait())
+        try:
+            await asyncio.wait((holding, ended), return_when=asyncio.FIRST_COMPLETED)
+            if holding.done():
+                holding.result()  # raises what went wrong: a bug of ours
+        finally:
+            await end(holding)
+            await end(ended)
+
     async def _hold(self, stay: Stay) -> None:
-        """Hold the lease, and renew it, until the incarnation ends."""
+        """Hold the lease, and renew it."""
         around, clock = self._around, asyncio.get_running_loop().time
         known, renewed = -1, 0.0
         while not stay.ended.is_set():

@@ -14,19 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
-from aiormq.channel import Channel
 from pamqp import commands
 
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
 from ..base import Answer, AnswerKind, IncomingRequest, PublishResult
-from . import dialogue, wire
+from . import dialogue
 from .connection import Backoff, Link
 from .control import Control
-from .driver import NOT_FOUND, DriverFailure, FrameWriter, call, close_quietly, on_closed
+from .driver import NOT_FOUND, DriverFailure, call, close_quietly
 from .notes import Note
 from .post import Post
 from .publishing import Envelope, Publisher
-from .shortcut import Shortcut
+from .rounds import Held, Round
 from .tasks import Keeper, end
 from .topology import Topology
 
@@ -57,66 +56,6 @@ class Service:
     backoff_cap: float
 
 
-class _Round:
-    """One consuming channel. Requests that it delivered can be acknowledged on it only."""
-
-    def __init__(self, channel: AbstractChannel, take: Callable[[DeliveredMessage, _Round], None]) -> None:
-        assert isinstance(channel, Channel)
-        Shortcut(channel, lambda message: take(message, self) if self.alive else None)
-        self.channel = channel
-        self.alive = True
-        self.ended = asyncio.Event()
-        self.reason = ""
-        self.failure: DriverFailure | None = None
-        self.tag = ""
-        self.deliveries = 0
-        self.unanswered: dict[int, _Held] = {}
-        self._writer = FrameWriter(channel)
-        on_closed(channel, self._on_closed)
-        channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
-
-    def ack(self, tag: int) -> None:
-        """Acknowledge a request; without effect once the channel is gone."""
-        self.unanswered.pop(tag, None)
-        if self.alive:
-            self._writer.write(wire.ack(self.channel.number, tag))
-
-    async def drain(self) -> None:
-        """Wait until what was acknowledged is passed on."""
-        await self._writer.drain(STOP_SECONDS)
-
-    def end(self, reason: str) -> None:
-        """Give this round up."""
-        self.reason = self.reason or reason
-        self.ended.set()
-
-    def kill(self) -> None:
-        """Write nothing more."""
-        self.alive = False
-        self._writer.kill()
-
-    def _on_closed(self, failure: DriverFailure) -> None:
-        self.failure = failure
-        self.kill()
-        self.end(f"the channel was closed: {failure.reason}")
-
-    def _on_cancelled(self, frame: commands.Basic.Cancel) -> None:
-        self.end("the broker cancelled the consumer: its queue is gone")
-
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    """A request that is not answered yet. ``expires``: on the loop's clock."""
-
-    round: _Round
-    tag: int
-    reply_to: str
-    correlation: str
-    expires: float
-    answering: bool = False
-    noticed: bool = False  # its requester knows that we are at it
-
-
 class RabbitResponder:
     """Implements `Responder`."""
 
@@ -135,7 +74,7 @@ class RabbitResponder:
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._stopping = asyncio.Lock()
-        self._round: _Round | None = None
+        self._round: Round | None = None
         self._backoff = Backoff(FIRST_PAUSE, service.backoff_cap)
         service.responders.add(self)
         self._task = service.keeper.keep(f"responder to {request_type}", self._run)
@@ -170,7 +109,7 @@ class RabbitResponder:
     async def answer(self, request: IncomingRequest, answer: Answer) -> bool:
         """Publish the answer, then acknowledge the request."""
         held = request.handle
-        if not isinstance(held, _Held) or held.answering:
+        if not isinstance(held, Held) or held.answering:
             return False
         held.answering = True
         try:
@@ -215,7 +154,7 @@ class RabbitResponder:
 
     # Answers
 
-    async def _send(self, held: _Held, answer: Answer) -> None:
+    async def _send(self, held: Held, answer: Answer) -> None:
         """Publish an answer. Raises `BrokerError`. Whether its requester still waits the broker does not tell.
 
         Not mandatory: up to RabbitMQ 4.1 every message to a direct reply address is returned, also when it arrives;
@@ -229,7 +168,7 @@ class RabbitResponder:
         if outcome.result is not PublishResult.CONFIRMED:
             raise BrokerUnavailable(f"an answer to {self.request_type!r} was not sent: {outcome.reason}")
 
-    async def _notify(self, round_: _Round, kind: str) -> None:
+    async def _notify(self, round_: Round, kind: str) -> None:
         """Tell the requesters of what is in our handlers' hands that we go on with it, or that we do not."""
         waiting = {id(request.handle) for request in self._ready}
         held = [
@@ -252,7 +191,7 @@ class RabbitResponder:
         for item in held:
             item.noticed = kind == dialogue.WORKING
 
-    async def _fetch(self, round_: _Round) -> None:
+    async def _fetch(self, round_: Round) -> None:
         """Take what waits in the queue, if nobody else will: it goes with its last consumer, and nobody is told."""
         try:
             async with asyncio.timeout(STOP_SECONDS):
@@ -279,7 +218,7 @@ class RabbitResponder:
             elif isinstance(result, BaseException):
                 raise result
 
-    async def _cancel(self, round_: _Round) -> None:
+    async def _cancel(self, round_: Round) -> None:
         if round_.alive and round_.tag:
             try:
                 await call(round_.channel.basic_cancel(round_.tag), STOP_SECONDS)
@@ -298,7 +237,7 @@ class RabbitResponder:
 
     # Requests
 
-    def _take(self, message: DeliveredMessage, round_: _Round) -> None:
+    def _take(self, message: DeliveredMessage, round_: Round) -> None:
         tag = message.delivery_tag or 0
         round_.deliveries += 1
         asked = dialogue.read_request(message, time.time())
@@ -308,7 +247,7 @@ class RabbitResponder:
             round_.ack(tag)
             return
         expires = asyncio.get_running_loop().time() + asked.remaining
-        held = _Held(round_, tag, asked.reply_to, asked.correlation, expires)
+        held = Held(round_, tag, asked.reply_to, asked.correlation, expires)
         round_.unanswered[tag] = held
         self._ready.append(
             IncomingRequest(signal=asked.signal, remaining=asked.remaining, redelivered=asked.redelivered, handle=held)
@@ -318,7 +257,7 @@ class RabbitResponder:
     def _waited_for(self, request: IncomingRequest, now: float) -> bool:
         """Whether somebody waits for the answer still. What has expired is done with."""
         held = request.handle
-        assert isinstance(held, _Held)
+        assert isinstance(held, Held)
         if not held.round.alive:
             return False  # it comes again, to somebody
         request.remaining = held.expires - now
@@ -351,7 +290,7 @@ class RabbitResponder:
         connection = await service.link.wait_up(clock() + STEP_SECONDS)
         await self._declare()
         channel = await self._open(connection)
-        round_ = self._round = _Round(channel, self._take)
+        round_ = self._round = Round(channel, self._take)
 
         try:
             await call(channel.basic_qos(prefetch_count=self._concurrency), STEP_SECONDS)
@@ -398,7 +337,7 @@ class RabbitResponder:
                 raise DriverFailure("the broker does not count us as a responder", NOT_FOUND)
             await asyncio.sleep(VERIFY_PAUSE)
 
-    async def _watch(self, round_: _Round) -> None:
+    async def _watch(self, round_: Round) -> None:
         """Wait for the end; give the round up when the broker does not know it, or keeps requests from it."""
         while not round_.ended.is_set():
             before = round_.deliveries
@@ -408,7 +347,7 @@ class RabbitResponder:
             except TimeoutError:
                 await self._look(round_, before)
 
-    async def _look(self, round_: _Round, before: int) -> None:
+    async def _look(self, round_: Round, before: int) -> None:
         if self._stopped.is_set():
             return
         try:

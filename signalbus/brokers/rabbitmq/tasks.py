@@ -63,7 +63,7 @@ class Keeper:
                 log.error("%s does not end", task.get_name())
 
 
-async def end(task: asyncio.Task[None]) -> None:
+async def end(task: asyncio.Task[object]) -> None:
     """Cancel a task and wait for its end, a few seconds at most."""
     task.cancel()
     await asyncio.wait([task], timeout=END_SECONDS)

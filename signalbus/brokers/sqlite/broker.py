@@ -76,6 +76,10 @@ class SqliteBroker:
         try:
             async with asyncio.timeout(min(timeout, self._url.busy_timeout)):
                 await self._writer.opened
+            self._state = BrokerState.UP
+            self._errands.open = True
+            end, self._writer.calls = self._writer.calls, None
+            self._exchange = Exchange(self._errands, self._desk, host, end)
         except TimeoutError as error:
             await self._close(0.0)  # the thread waits for a lock; it ends once it has it
             raise BrokerUnavailable(
@@ -84,10 +88,6 @@ class SqliteBroker:
         except BaseException:
             await self.aclose()
             raise
-        self._state = BrokerState.UP
-        self._errands.open = True
-        end, self._writer.calls = self._writer.calls, None
-        self._exchange = Exchange(self._errands, self._desk, host, end)
 
     def _start(self, desk: Desk, database: Database, errands: Errands) -> Writer:
         clerk = Clerk(
@@ -128,9 +128,11 @@ class SqliteBroker:
     async def _end(self, errands: Errands, patience: float) -> None:
         if self._watches is not None:
             self._watches.close()
-        if self._exchange is not None:
-            await self._exchange.aclose()
-        await errands.end(patience)
+        try:
+            if self._exchange is not None:
+                await self._exchange.aclose()
+        finally:
+            await errands.end(patience)
         if self._exchange is not None:
             await self._exchange.wait_idle()
 

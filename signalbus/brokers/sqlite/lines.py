@@ -86,12 +86,13 @@ class Line(asyncio.Protocol):
 
     async def wait_closed(self, timeout: float) -> None:
         """Wait for the end; enforce it after ``timeout`` seconds."""
+        if self._transport is None:
+            return  # it never began
         try:
             async with asyncio.timeout(timeout):
                 await self._over.wait()
         except TimeoutError:
-            if self._transport is not None:
-                self._transport.abort()
+            self._transport.abort()
             await self._over.wait()  # the next turn of the event loop
 
     def forget(self) -> None:

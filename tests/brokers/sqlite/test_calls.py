@@ -270,9 +270,10 @@ async def test_a_responder_killed_after_its_answer_has_answered(place: Place) ->
 
 async def test_a_request_that_kills_every_responder_ends(place: Place) -> None:
     broker = await place.open()
-    for _ in range(3):
-        await _responding(place, "die")
+    peers = [await _responding(place, "die") for _ in range(3)]
     assert (await broker.request(ask(), SECONDS)).kind is AnswerKind.RESPONDER_DOWN
+    for peer in peers:
+        assert await peer.wait() != 0  # a process that is just ending may still be connected to
     assert (await broker.request(ask(), SECONDS)).kind is AnswerKind.NO_RESPONDER
 
 

@@ -28,7 +28,7 @@ from .facts import (
     Unroutable,
 )
 from .recorder import LedgerSettings, Recorder
-from .wire import VERSION, LedgerError, MalformedBatch, NewerBatch, decode, encode
+from .wire import VERSION, LedgerError, MalformedBatch, NewerBatch, decode, encode, writable
 
 __all__ = [
     "FAILED_STEPS",
@@ -62,4 +62,5 @@ __all__ = [
     "Unroutable",
     "decode",
     "encode",
+    "writable",
 ]

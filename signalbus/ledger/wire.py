@@ -8,7 +8,7 @@ take their defaults, so that releases of one version can add to both. Anything e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import cast
 
 import orjson
@@ -52,6 +52,16 @@ def encode(batch: Batch) -> bytes:
         return orjson.dumps(members)
     except TypeError:
         return orjson.dumps(_clean(members))
+
+
+def writable(batch: Batch) -> Batch:
+    """Return a batch that was not sent as it would have arrived: with text that any store takes."""
+    try:
+        orjson.dumps(batch.rows)
+    except TypeError:
+        rows = [tuple(cast("list[object]", _clean(row))) for row in batch.rows]
+        return replace(batch, rows=rows)
+    return batch
 
 
 def decode(encoded: bytes) -> Batch:

@@ -34,25 +34,26 @@ def _causes(root: SignalTrace) -> Iterator[tuple[Fact, Fact]]:
     while pending:
         signal = pending.pop()
         pending.extend(signal.children)
-        if signal.published is None:
-            continue
         for child in signal.children:
-            if child.published is not None:
-                yield signal.published, child.published
+            yield from _pairs(signal.published, child.published)
         for delivery in signal.deliveries:
             yield from _within(delivery, signal.published)
         if signal.reply is not None:
-            ends = (signal.published, signal.reply.answered, signal.reply.received)
-            facts = [fact for fact in ends if fact is not None]
-            yield from pairwise(facts)
+            yield from _pairs(signal.published, signal.reply.answered, signal.reply.received)
 
 
-def _within(delivery: Delivery, published: Fact) -> Iterator[tuple[Fact, Fact]]:
-    previous = published
+def _pairs(*told: Fact | None) -> Iterator[tuple[Fact, Fact]]:
+    return pairwise(fact for fact in told if fact is not None)
+
+
+def _within(delivery: Delivery, published: Fact | None) -> Iterator[tuple[Fact, Fact]]:
+    """An attempt begins after the retry before it, or the publication; a duplicate's runs may overlap."""
+    retried: dict[int, Fact] = {}
     for attempt in delivery.attempts:
-        for fact in (attempt.began, attempt.ended):
-            if fact is None or (fact is attempt.ended and attempt.end is End.LOST):
-                continue  # who reports the loss may take its time
-            yield previous, fact
-        if attempt.ended is not None and attempt.end is not End.LOST:
-            previous = attempt.ended
+        first = attempt.replay == 0
+        earlier = retried.get(attempt.number - 1, published) if first else delivery.replays[attempt.replay - 1]
+        # Who reports the loss of a session may take its time, or have a clock of its own.
+        ended = None if attempt.end is End.LOST else attempt.ended
+        yield from _pairs(earlier, attempt.began, ended)
+        if first and attempt.end is End.RETRIED and attempt.ended is not None:
+            retried[attempt.number] = attempt.ended

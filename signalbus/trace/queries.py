@@ -150,14 +150,15 @@ def _origin(columns: Sequence[object]) -> Origin:
 
 
 def _fitting(connection: sqlite3.Connection, chunk: list[int], query: Query) -> list[tuple[int, bool]]:
-    """Return those of a chunk whose signals are there, failed if that is asked for, each with whether it did."""
-    failed = dict(
-        connection.execute(
-            "SELECT place, failed FROM ledger_signals WHERE place IN (SELECT value FROM json_each(?))",
-            (orjson.dumps(chunk).decode(),),
-        ).fetchall()
+    """Return those of a chunk that are still there and may fit, each with whether something of it failed."""
+    rows = connection.execute(
+        "SELECT s.place, s.failed FROM json_each(?1) wanted JOIN ledger_signals s ON s.place = wanted.value"
+        " WHERE (?2 = 0 OR s.failed = 1) AND (?3 IS NULL OR EXISTS (SELECT 1 FROM ledger_deliveries d"
+        " WHERE d.subscription = (SELECT id FROM ledger_names WHERE name = ?3) AND d.type = s.type"
+        " AND d.place = s.place)) ORDER BY wanted.id",
+        (orjson.dumps(chunk).decode(), query.failed, query.subscription),
     )
-    return [(place, bool(failed[place])) for place in chunk if place in failed and (failed[place] or not query.failed)]
+    return [(place, bool(failed)) for place, failed in rows]
 
 
 def _outlines(

@@ -1,4 +1,4 @@
-"""Facts as a busy bus tells them, for measurements: many types and subscriptions, some failures, causes and payloads."""
+"""Facts as a busy bus tells them, for measurements: many types and subscriptions, failures, causes and payloads."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ class _Teller:
         if luck < 0.98:
             self.rows.append(("acked", at + 0.01, signal, kind, subscription, 1, 0, 0.01))
             return
-        self.rows.append(
-            ("retried", at + 0.01, signal, kind, subscription, 1, 0, 0.01, "TimeoutError", "gateway", 1.0)
-        )
+        self.rows.append(("retried", at + 0.01, signal, kind, subscription, 1, 0, 0.01, "TimeoutError", "gateway", 1.0))
         if luck < 0.995:
             self.rows.append(("delivered", at + 1.0, signal, kind, subscription, 2, 0, 1.0, None))
             self.rows.append(("acked", at + 1.1, signal, kind, subscription, 2, 0, 0.01))

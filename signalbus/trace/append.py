@@ -14,13 +14,16 @@ from typing import cast
 import orjson
 
 from ..ledger import Batch, writable
-from ..ledger.facts import SESSION_STEPS, Row
+from ..ledger.facts import FIELDS, SESSION_STEPS, Row
 from .fields import hashes
 from .records import first_heard, has_failed, packed, place_of, progress
 
 NOWHERE = 0  # the subscription of requests, and of signals that went nowhere
 SEGMENT_BITS = 40
-_ROW_BYTES = 40  # of a fact, besides its content
+# Where the fields are in the rows of publications.
+_DATA = {kind: fields.index("data") + 2 for kind, fields in FIELDS.items() if "data" in fields}
+_SUBJECT, _CORRELATION = 5, 7
+ROW_BYTES = 40  # of a fact, besides its content
 
 _Entry = tuple[int, int, int, Row]  # origin, recorder, sequence
 
@@ -111,7 +114,7 @@ def _append_sessions(connection: sqlite3.Connection, entries: list[_Entry]) -> N
         "INSERT OR IGNORE INTO ledger_sessions (session, recorder, sequence, origin, at, fact)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         [
-            (row[2], recorder, sequence, origin, float(cast("float", row[1])), packed(row)[0])
+            (row[2], recorder, sequence, origin, float(cast("float", row[1])), packed(row))
             for origin, recorder, sequence, row in entries
         ],
     )
@@ -189,7 +192,6 @@ def _give_places(connection: sqlite3.Connection, new: dict[str, _Signal], floor:
 
 def _append_facts(connection: sqlite3.Connection, gathered: _Gathered) -> int:
     facts: list[tuple[int, int, int, int, bytes]] = []
-    payloads: dict[int, str] = {}
     deliveries: dict[tuple[str, int, int], int] = {}
     found: set[tuple[int, int, int]] = set()
     for origin, recorder, sequence, row in gathered.entries:
@@ -197,21 +199,17 @@ def _append_facts(connection: sqlite3.Connection, gathered: _Gathered) -> int:
         place = signal.place
         if not place:
             continue
-        fact, data = packed(row)
-        facts.append((place, recorder, sequence, origin, fact))
+        facts.append((place, recorder, sequence, origin, packed(row)))
         for subscription, reached in progress(row):
             key = (subscription, signal.type_id, place)
             if reached > deliveries.get(key, -1):
                 deliveries[key] = reached
-        if data is not None:
-            payloads.setdefault(place, data)
-        if row[0] in ("accepted", "requested", "unroutable"):
-            subject, correlation = _at(row, 5), _at(row, 7)
-            found.update((place >> SEGMENT_BITS, each, place) for each in hashes(data, subject, correlation))
+        if (data := _DATA.get(cast("str", row[0]))) is not None:
+            indexed = hashes(_at(row, data), _at(row, _SUBJECT), _at(row, _CORRELATION))
+            found.update((place >> SEGMENT_BITS, each, place) for each in indexed)
     _append_deliveries(connection, deliveries)
-    connection.executemany("INSERT OR IGNORE INTO ledger_payloads (place, data) VALUES (?, ?)", payloads.items())
     connection.executemany("INSERT OR IGNORE INTO ledger_fields (segment, hash, place) VALUES (?, ?, ?)", sorted(found))
-    return _insert_facts(connection, facts, sum(map(len, payloads.values())))
+    return _insert_facts(connection, facts)
 
 
 def _at(row: Row, position: int) -> str | None:
@@ -230,16 +228,14 @@ def _append_deliveries(connection: sqlite3.Connection, deliveries: dict[tuple[st
     )
 
 
-def _insert_facts(
-    connection: sqlite3.Connection, facts: list[tuple[int, int, int, int, bytes]], payload_bytes: int
-) -> int:
+def _insert_facts(connection: sqlite3.Connection, facts: list[tuple[int, int, int, int, bytes]]) -> int:
     if not facts:
         return 0
     facts.sort()
     inserted = connection.executemany(
         "INSERT OR IGNORE INTO ledger_facts (place, recorder, sequence, origin, fact) VALUES (?, ?, ?, ?, ?)", facts
     ).rowcount
-    size = payload_bytes + sum(len(fact) + _ROW_BYTES for *_, fact in facts)
+    size = sum(len(fact) + ROW_BYTES for *_, fact in facts)
     connection.execute(
         "UPDATE ledger_meta SET facts = facts + ?, bytes = bytes + ?", (inserted, size * inserted // len(facts))
     )

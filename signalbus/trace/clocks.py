@@ -47,13 +47,14 @@ def _pairs(*told: Fact | None) -> Iterator[tuple[Fact, Fact]]:
 
 
 def _within(delivery: Delivery, published: Fact | None) -> Iterator[tuple[Fact, Fact]]:
-    """An attempt begins after the retry before it, or the publication; a duplicate's runs may overlap."""
-    retried: dict[int, Fact] = {}
+    """An attempt begins after any of a lower number, or the publication; runs of one number may overlap."""
+    number, earlier, latest = 0, published, published
     for attempt in delivery.attempts:
-        first = attempt.replay == 0
-        earlier = retried.get(attempt.number - 1, published) if first else delivery.replays[attempt.replay - 1]
+        if attempt.replay:
+            earlier = delivery.replays[attempt.replay - 1]
+        elif attempt.number > number:
+            number, earlier = attempt.number, latest
         # Who reports the loss of a session may take its time, or have a clock of its own.
         ended = None if attempt.end is End.LOST else attempt.ended
-        yield from _pairs(earlier, attempt.began, ended)
-        if first and attempt.end is End.RETRIED and attempt.ended is not None:
-            retried[attempt.number] = attempt.ended
+        yield from _pairs(earlier, attempt.began or ended, ended if attempt.began else None)
+        latest = (ended if attempt.end is End.RETRIED else None) or attempt.began or latest

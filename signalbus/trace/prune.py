@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 
-from .append import SEGMENT_BITS
+from .append import ROW_BYTES, SEGMENT_BITS
 from .candidates import pairs
 from .listing import Retention
 from .records import round_place, time_of
 
 PIECE = 500  # signals of one piece: some milliseconds
-_ROW_BYTES = 40
 _FIELDS = 4_000  # rows of the index of fields
 
 
@@ -43,11 +42,7 @@ def _forget(connection: sqlite3.Connection, cutoff: int) -> None:
     count, size = connection.execute(
         "SELECT count(*), coalesce(sum(length(fact)), 0) FROM ledger_facts WHERE place < ?", (cutoff,)
     ).fetchone()
-    payloads = connection.execute(
-        "SELECT coalesce(sum(length(data)), 0) FROM ledger_payloads WHERE place < ?", (cutoff,)
-    ).fetchone()[0]
     connection.execute("DELETE FROM ledger_facts WHERE place < ?", (cutoff,))
-    connection.execute("DELETE FROM ledger_payloads WHERE place < ?", (cutoff,))
     connection.executemany(
         "DELETE FROM ledger_deliveries WHERE subscription = ? AND type = ? AND place < ?",
         [(*pair, cutoff) for pair in pairs(connection)],
@@ -56,7 +51,7 @@ def _forget(connection: sqlite3.Connection, cutoff: int) -> None:
     connection.execute("DELETE FROM ledger_sessions WHERE at < ?", (time_of(cutoff),))
     connection.execute(
         "UPDATE ledger_meta SET floor = max(floor, ?), facts = max(facts - ?, 0), bytes = max(bytes - ?, 0)",
-        (cutoff, count, size + payloads + count * _ROW_BYTES),
+        (cutoff, count, size + count * ROW_BYTES),
     )
 
 

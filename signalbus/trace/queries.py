@@ -26,14 +26,13 @@ _MAX_READ = 2_000  # signals whose facts are read for one page: about 150 ms
 _MAX_SEEN = 50_000  # places that are looked at for one page
 
 _FACTS = """
-SELECT s.place, s.id, n.name, f.sequence, f.fact, p.data,
+SELECT s.place, s.id, n.name, f.sequence, f.fact,
        o.recorder, o.session, o.name, o.host, o.pid, o.level, o.share
 FROM json_each(?) wanted
 JOIN ledger_signals s ON s.place = wanted.value
 JOIN ledger_names n ON n.id = s.type
 JOIN ledger_facts f ON f.place = s.place
 JOIN ledger_origins o ON o.id = f.origin
-LEFT JOIN ledger_payloads p ON p.place = s.place
 ORDER BY wanted.id
 """
 _SESSIONS = """
@@ -120,15 +119,15 @@ def _read(connection: sqlite3.Connection, wanted: Sequence[int]) -> Iterator[tup
     rows = connection.execute(_FACTS, (orjson.dumps(list(wanted)).decode(),))
     for (place, signal), group in groupby(rows, key=lambda row: cast("tuple[int, str]", row[:2])):
         facts: list[Fact] = []
-        for _, _, signal_type, sequence, fact, data, *origin in group:
-            facts.append(unpacked(_origin(origin), sequence, fact, signal, signal_type, data))
+        for _, _, signal_type, sequence, fact, *origin in group:
+            facts.append(unpacked(_origin(origin), sequence, fact, signal, signal_type))
         yield place, signal, facts
 
 
 def _sessions(connection: sqlite3.Connection, facts: Iterable[Fact]) -> list[Fact]:
     sessions = orjson.dumps(sorted({fact.origin.session for fact in facts})).decode()
     return [
-        unpacked(_origin(origin), sequence, fact, "", "", None)
+        unpacked(_origin(origin), sequence, fact, "", "")
         for sequence, fact, *origin in connection.execute(_SESSIONS, (sessions,))
     ]
 

@@ -10,10 +10,9 @@ from typing import cast
 import orjson
 
 from ..ledger import FAILED_STEPS, LedgerError
-from ..ledger.facts import FIELDS, SESSION_STEPS, Fact, Origin, Row, to_fact
+from ..ledger.facts import SESSION_STEPS, Fact, Origin, Row, to_fact
 from .model import State
 
-DATA = {kind: names.index("data") + 2 for kind, names in FIELDS.items() if "data" in names}
 _UNITS = 1_024 * 1_000_000  # places in a second
 _LAST_SECOND = 4_000_000_000.0  # in 2096; beyond it a clock is wrong, and a place would not fit into 63 bits
 _MAX_ATTEMPT = 1 << 40
@@ -106,28 +105,20 @@ def time_of(place: int) -> float:
     return place / _UNITS
 
 
-def packed(row: Row) -> tuple[bytes, str | None]:
-    """Return a fact without its signal and type, and its payload, which is stored apart."""
-    kind = cast("str", row[0])
-    if kind in SESSION_STEPS:
-        return orjson.dumps(row), None
-    position = DATA.get(kind)
-    if position is None or position >= len(row) or row[position] is None:
-        return orjson.dumps((kind, row[1], *row[4:])), None
-    return orjson.dumps((kind, row[1], *row[4:position], None, *row[position + 1 :])), cast("str", row[position])
+def packed(row: Row) -> bytes:
+    """Return a fact without its signal and type, which are stored once."""
+    if row[0] in SESSION_STEPS:
+        return orjson.dumps(row)
+    return orjson.dumps((row[0], row[1], *row[4:]))
 
 
-def unpacked(origin: Origin, sequence: int, fact: bytes, signal: str, signal_type: str, data: str | None) -> Fact:
+def unpacked(origin: Origin, sequence: int, fact: bytes, signal: str, signal_type: str) -> Fact:
     """Return a stored fact. Raises `LedgerError` if it is damaged."""
     try:
         kind, at, *rest = orjson.loads(fact)
         if kind in SESSION_STEPS:
             return to_fact(origin, sequence, (kind, at, *rest))
-        row: list[object] = [kind, at, signal, signal_type, *rest]
-        position = DATA.get(kind)
-        if position is not None and data is not None and position < len(row):
-            row[position] = data
-        return to_fact(origin, sequence, tuple(row))
+        return to_fact(origin, sequence, (kind, at, signal, signal_type, *rest))
     except (ValueError, TypeError, KeyError, AssertionError) as error:
         raise LedgerError(
             f"fact {origin.recorder}/{sequence} in the store is damaged; "

@@ -22,7 +22,7 @@ GLYPHS: dict[str, str] = {
     End.RUNNING: "▶",
     End.RETRIED: "↻",
     End.RELEASED: "↩",
-    End.LOST: "⚡",
+    End.LOST: "↯",
     End.UNKNOWN: "?",
 }
 _SHORT_START, _SHORT_END = 6, 3  # characters of an id
@@ -39,7 +39,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     seconds = max(seconds, 0.0)
-    if seconds < 0.001:
+    if seconds < 0.0009995:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 0.9995:
         return f"{seconds * 1e3:.0f} ms"

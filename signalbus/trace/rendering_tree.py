@@ -139,7 +139,10 @@ def _attempts(delivery: Delivery, view: TreeView) -> Iterator[str]:
     replay = delivery.attempts[-1].replay if delivery.attempts else 0
     for fact in delivery.replays[replay:]:
         yield f"↺ replayed   {clock(fact.at)}"
+    gaps = list(reversed(delivery.gaps))
     for attempt in shown:
+        while gaps and attempt.replay == 0 and gaps[0].first > attempt.number:
+            yield _gap(gaps.pop(0))
         while attempt.replay < replay:
             replay -= 1
             yield f"↺ replayed   {clock(delivery.replays[replay].at)}"
@@ -148,9 +151,10 @@ def _attempts(delivery: Delivery, view: TreeView) -> Iterator[str]:
         yield f"… and {len(newest) - len(shown)} attempts before"
     for fact in delivery.replays[:replay]:
         yield f"↺ replayed   {clock(fact.at)}  (a dead letter before it inferred)"
-    yield from map(_gap, reversed(delivery.gaps))
+    yield from map(_gap, gaps)
     if delivery.crashes:
-        yield f"⚡ lost       {delivery.crashes} times its subscriber died or lost the broker  (inferred)"
+        lost = f"{delivery.crashes} more {'run' if delivery.crashes == 1 else 'runs'}"
+        yield f"{padded(state_words(End.LOST), _STATE_COLUMNS)}  {lost}  (inferred from the count of crashes)"
 
 
 def _attempt(attempt: Attempt, words: str, view: TreeView, ending: str = "") -> str:

@@ -39,7 +39,8 @@ def _lines(
     for span, label in zip(found, labels, strict=True):
         queued = f"waited {duration(span.queued)}" if span.queued else ""
         work = duration(span.end - span.start) if span.end is not None and span.end > span.start else ""
-        told = "  ".join(part for part in (escape(span.word), queued, work, escape(span.error)) if part)
+        error = "" if span.error == span.word else escape(span.error)
+        told = "  ".join(part for part in (escape(span.word), queued, work, error) if part)
         yield f"{padded(label, column)}  {_bar(span, begin, finish, now)}  {told}"
 
 

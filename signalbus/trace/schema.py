@@ -19,7 +19,7 @@ CREATE TABLE ledger_meta (
     version INTEGER NOT NULL,
     floor INTEGER NOT NULL,    -- what is before this place was pruned, and does not come back
     facts INTEGER NOT NULL,
-    bytes INTEGER NOT NULL     -- of facts and payloads, roughly
+    bytes INTEGER NOT NULL     -- of facts with their payloads, roughly
 );
 CREATE TABLE ledger_names (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE  -- of types and subscriptions
@@ -47,9 +47,6 @@ CREATE TABLE ledger_facts (
     fact BLOB NOT NULL,  -- JSON array: kind, time, fields after signal and type
     PRIMARY KEY (place, recorder, sequence)
 ) WITHOUT ROWID;
-CREATE TABLE ledger_payloads (
-    place INTEGER PRIMARY KEY, data TEXT NOT NULL
-);
 CREATE TABLE ledger_deliveries (
     subscription INTEGER NOT NULL,  -- 0: requests, and signals that went nowhere
     type INTEGER NOT NULL, place INTEGER NOT NULL,

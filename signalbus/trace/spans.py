@@ -59,9 +59,11 @@ def _signal(signal: SignalTrace, parent: str, depth: int, floor: float | None) -
     floor = own.start if own.end is None or signal.request else own.end
     keys: dict[str, TraceSpan] = {}
     for delivery in signal.deliveries:
+        lowest = floor
         for number, attempt in enumerate(delivery.attempts):
-            if (span := _attempt(signal, delivery, attempt, number, own, floor)) is not None:
+            if (span := _attempt(signal, delivery, attempt, number, own, lowest)) is not None:
                 keys.setdefault(delivery.subscription, span)
+                lowest = span.start
                 yield span
     if (answer := _answer(signal, own)) is not None:
         yield answer

@@ -293,7 +293,7 @@ def test_a_pattern_that_cannot_be_is_an_error_of_the_caller(store: SqliteStore) 
 @given(facts=any_facts(), data=st.data())
 @settings(
     deadline=None,
-    max_examples=60,
+    max_examples=25,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_lists_and_traces_agree_whatever_was_told_in_whatever_order(facts: list[Fact], data: st.DataObject) -> None:
@@ -402,7 +402,7 @@ def test_what_is_too_old_is_forgotten_in_pieces_and_does_not_come_back(tmp_path:
     assert 0.3 < after.facts / before.facts < 0.5
     counts = tables(store.path)
     assert counts["ledger_facts"] == after.facts
-    assert counts["ledger_signals"] == counts["ledger_payloads"] == 800
+    assert counts["ledger_signals"] == 800
     store.append(batches)
     assert tables(store.path) == counts, "a batch that comes late does not raise the dead"
     store.close()
@@ -424,7 +424,8 @@ def test_pruning_everything_leaves_nothing(tmp_path: Path) -> None:
     prune_all(store, Retention(seconds=1.0))
     counts = tables(store.path)
     assert (store.stats().facts, store.stats().bytes, store.stats().oldest) == (0, 0, None)
-    kept = {"ledger_meta", "ledger_names", "ledger_origins"}
+    assert counts["ledger_fields"] < 100, "those of the newest 18 minutes: a segment goes as a whole"
+    kept = {"ledger_meta", "ledger_names", "ledger_origins", "ledger_fields"}
     assert {name: count for name, count in counts.items() if count and name not in kept} == {}
     store.close()
 
@@ -541,8 +542,7 @@ def test_readers_and_the_writer_do_not_wait_for_each_other(store: SqliteStore) -
 
     def reads() -> None:
         try:
-            for _ in range(20):
-                read.append(len(store.page(Query(limit=5)).signals))
+            read.extend(len(store.page(Query(limit=5)).signals) for _ in range(20))
         except BaseException as error:  # noqa: BLE001 - shown by the assertion below
             errors.append(error)
 

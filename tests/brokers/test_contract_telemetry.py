@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -58,8 +57,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[BrokenProcessor]:
     tracers.add_span_processor(processor)
     tracers.add_span_processor(SimpleSpanProcessor(BrokenExporter()))
     meters = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", tracers)
-    monkeypatch.setattr(metrics._internal, "_METER_PROVIDER", meters)
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", tracers)
+    monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", meters)
     yield processor
     meters.shutdown()
 

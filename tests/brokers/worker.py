@@ -151,21 +151,26 @@ async def request(job: Job, log: Log) -> None:
 
 
 async def crowd(job: Job, log: Log) -> None:
-    """Open ``count`` buses, each with a temporary subscription, a responder and a monitor."""
+    """Open ``count`` buses, each with a temporary subscription and a responder."""
     async with AsyncExitStack() as stack:
-        for number in range(job.count):
-            bus = make_bus(job)
-
-            @bus.subscribe("crowd.#", name=f"crowd-{os.getpid()}-{number}", durable=False)
-            async def ignore(data: object) -> None: ...
-
-            @bus.respond("crowd")
-            async def answer(data: object) -> None: ...
-
-            await stack.enter_async_context(bus)
-            await bus.monitor(bus.session)
-        say_ready(bus)
+        buses = [member(job, number) for number in range(job.count)]
+        for start in range(0, job.count, 10):
+            await asyncio.gather(*(stack.enter_async_context(bus) for bus in buses[start : start + 10]))
+        say_ready(buses[0])
         await wait_stdin_closed()
+
+
+def member(job: Job, number: int) -> Bus:
+    """Return one bus of a crowd."""
+    bus = make_bus(job)
+
+    @bus.subscribe("crowd.#", name=f"crowd-{os.getpid()}-{number}", durable=False)
+    async def ignore(data: object) -> None: ...
+
+    @bus.respond("crowd")
+    async def answer(data: object) -> None: ...
+
+    return bus
 
 
 async def watch(job: Job, log: Log) -> None:

@@ -166,10 +166,12 @@ class World:
         return bus
 
     @asynccontextmanager
-    async def serving(self, *patterns: str, handler: Callable[..., object], **options: Any) -> AsyncIterator[Bus]:
-        """An open bus with one subscription, named ``work`` unless told otherwise."""
+    async def serving(
+        self, *patterns: str, handler: Callable[..., object], name: str = "work", **options: Any
+    ) -> AsyncIterator[Bus]:
+        """An open bus with one subscription."""
         bus = self.bus()
-        bus.subscribe(*patterns, handler=handler, **{"name": "work", **options})
+        bus.subscribe(*patterns, handler=handler, name=name, **options)
         async with bus:
             yield bus
 

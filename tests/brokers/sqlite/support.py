@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal as signal_module
 import sqlite3
 import subprocess
 import sys
@@ -187,6 +188,13 @@ class Place:
             await broker.aclose()
 
 
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "T"  # it has ended meanwhile
+
+
 class Peer:
     """A process that says a line for each step, and goes on when told a line."""
 
@@ -213,6 +221,16 @@ class Peer:
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        """SIGSTOP, and wait until no thread of it runs: until then it may go on, and be stopped with the lock."""
+        self.send(signal_module.SIGSTOP)
+
+        async def stopped() -> bool:
+            return all(_state(task) == "T" for task in Path(f"/proc/{self.pid}/task").iterdir())
+
+        if sys.platform == "linux":
+            await wait_until(stopped)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

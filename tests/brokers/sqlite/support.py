@@ -188,11 +188,13 @@ class Place:
             await broker.aclose()
 
 
-def _state(task: Path) -> str:
-    try:
-        return (task / "stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "T"  # it has ended meanwhile
+def _thread_states(pid: int) -> Iterator[str]:
+    """The states of a process' threads; proc_pid_stat(5)."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            pass  # it has ended meanwhile
 
 
 class Peer:
@@ -227,7 +229,7 @@ class Peer:
         self.send(signal_module.SIGSTOP)
 
         async def stopped() -> bool:
-            return all(_state(task) == "T" for task in Path(f"/proc/{self.pid}/task").iterdir())
+            return set(_thread_states(self.pid)) == {"T"}
 
         if sys.platform == "linux":
             await wait_until(stopped)

@@ -141,12 +141,12 @@ async def test_a_watch_races_the_end_and_is_told_each_time(brokers: Brokers) -> 
         info = session()
         await other.open(info, TIMEOUT)
         closing = asyncio.create_task(other.aclose())
-        await asyncio.sleep(number / 5000)  # through all steps of closing
+        await asyncio.sleep(number / 10_000)  # through all steps of closing
         for future in await asyncio.gather(*(watcher.broker.watch(info.id, TIMEOUT) for _ in range(50))):
             reasons[(await _ended(future, 5)).reason] += 1
         await closing
     assert reasons.keys() <= {DownReason.NORMAL, DownReason.NOPROC}
-    assert min(reasons.values()) > 100, reasons
+    assert len(reasons) == 2, f"they did not race: {reasons}"
 
 
 async def test_a_watch_races_a_lost_connection_and_is_told_each_time(brokers: Brokers, proxy: FaultProxy) -> None:
@@ -163,7 +163,7 @@ async def test_a_watch_races_a_lost_connection_and_is_told_each_time(brokers: Br
         await eventually(partial(_renewed, other, before))
         await wait_up(other.broker)
     assert reasons.keys() <= {DownReason.CONNECTION_LOST, DownReason.NOPROC}
-    assert reasons[DownReason.CONNECTION_LOST] > 100, reasons
+    assert reasons[DownReason.CONNECTION_LOST], f"they did not race: {reasons}"
 
 
 def _renewed(member: Member, before: str) -> bool:

@@ -150,7 +150,8 @@ class RabbitBroker:
                 await asyncio.gather(*closing, self._requests.aclose(), return_exceptions=True)
         except TimeoutError:
             pass  # a broker that does not answer: its connections are dropped below
-        await self._keeper.aclose()
+        finally:
+            await self._keeper.aclose()
 
     async def _wait_ready(self) -> None:
         while True:
@@ -302,6 +303,11 @@ class RabbitBroker:
             f"subscription {consumer.name!r} is not served: {consumer.problem}"
             for consumer in self._subscriptions.consumers
             if consumer.problem is not None and not consumer.served.is_set()
+        ]
+        warnings += [
+            f"requests {responder.request_type!r} do not reach us: {responder.problem}"
+            for responder in self._requests.responders
+            if responder.problem is not None and not responder.served.is_set()
         ]
         if self._keeper.failure is not None:
             warnings.append(f"a part failed and was started again: {self._keeper.failure}")

@@ -24,6 +24,9 @@ from .topology import Binding, Declaration, Exchange, Queue, Topology
 log = logging.getLogger(__name__)
 
 STEP_SECONDS = 10.0  # one declaration; a cluster without majority answers none
+#: At the same time. The driver has room for ten frames, and drops its answer to a refusal when there is none: the
+#: broker then closes the connection (504) when the number of the channel is used again.
+CHANNELS = 4
 
 
 class Counts:
@@ -45,6 +48,7 @@ class Control:
         self._counters = counters
         self._link: Link | None = None
         self._steps: set[int] = set()
+        self._few = asyncio.Semaphore(CHANNELS)
 
     def attach(self, link: Link) -> None:
         """Use this link from now on."""
@@ -82,9 +86,10 @@ class Control:
     @asynccontextmanager
     async def channel(self, timeout: float) -> AsyncGenerator[AbstractChannel]:
         """Open a channel to throw away. Raises `BrokerUnavailable`; `DriverFailure` comes from what runs on it."""
-        connection = await self.link.wait_up(asyncio.get_running_loop().time() + timeout)
-        async with opened(connection) as channel:
-            yield channel
+        async with self._few:
+            connection = await self.link.wait_up(asyncio.get_running_loop().time() + timeout)
+            async with opened(connection) as channel:
+                yield channel
 
     async def run(self, declarations: Sequence[Declaration], timeout: float) -> None:
         """Make declarations. Raises `ConfigError` when refused, `BrokerUnavailable` when not answered."""

@@ -162,7 +162,7 @@ class Membership:
         """Say goodbye and let the lease go. Bounded, never raises."""
         self._leaving.set()
         stay, around = self._stay, self._around
-        if stay is None or stay.ended.is_set() or not self.held.is_set():
+        if stay is None or stay.ended.is_set():
             return
         body = notes.write_goodbye(stay.info, reason, unsettled=0)
         if not await self._announce(f"down.{stay.info.id}", Note.DOWN, body, LEAVE_SECONDS):

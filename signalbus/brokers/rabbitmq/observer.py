@@ -89,13 +89,12 @@ class Observer:
         await self.observe(deadline)
         self._listeners.append(ended)
         try:
+            # Who lives now has to be known, for the case that we are cut off. The ends are heard without it.
             async with asyncio.timeout_at(deadline):
                 await self._roll_call.take()
-        except BaseException as error:
-            self._listeners.remove(ended)
-            if isinstance(error, TimeoutError):
-                raise BrokerUnavailable(self._link.trouble("the sessions did not answer in time")) from error
-            raise
+        except (BrokerError, TimeoutError) as error:
+            log.debug("who lives is asked again: %s", error)
+            self.doubt()
 
     def listen(self, ended: Ended) -> None:
         """Call ``ended`` for every end that is observed. For parts of this broker: nothing is looked for."""

@@ -1,6 +1,6 @@
 """What travels between sessions: frames, and what is in them. Pure.
 
-A frame is the length of the rest (32 bits, big-endian), its kind, and its content. Whoever connects says `HELLO` first.
+A frame is the length of the rest (32 bits, big-endian), its kind, and its content. Both ends say `HELLO` first.
 Anything that is not as it should be raises `Malformed`: the other end is not one of us, or not of our version.
 """
 

@@ -35,12 +35,12 @@ class Line(asyncio.Protocol):
         self._closed = closed
         self._counters = counters
         self._transport: asyncio.Transport | None = None
-        self._splitter = Splitter()
+        self._splitter = Splitter(_HELLO_BYTES)
         self._room = asyncio.Event()
         self._room.set()
         self._over = asyncio.Event()
         self._incoming = False
-        self._greeted = True
+        self._greeted = False
         guard(self)
 
     @property
@@ -50,18 +50,17 @@ class Line(asyncio.Protocol):
 
     @property
     def paused(self) -> bool:
-        """Whether the other end takes nothing at present."""
+        """Whether the other end takes nothing at present; so until it has said who it is."""
         return not self._room.is_set()
 
     async def call(self) -> None:
-        """Begin, as the one who connected."""
+        """Begin, as the one who connected. Until the other end has greeted, nobody there has seen anything of us."""
+        self._room.clear()
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=self._end)
-        self.write(frame(Kind.HELLO, HELLO))
 
     async def answer(self) -> None:
         """Begin, as the one who was connected to. While the other end takes no answers, nothing of it is read."""
-        self._incoming, self._greeted = True, False
-        self._splitter.limit = _HELLO_BYTES
+        self._incoming = True
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, self._end)
 
     def write(self, content: bytes) -> None:
@@ -106,6 +105,7 @@ class Line(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=_BUFFER_BYTES)
+        transport.write(frame(Kind.HELLO, HELLO))
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -144,6 +144,7 @@ class Line(asyncio.Protocol):
         if kind != Kind.HELLO or content != HELLO:
             raise Malformed("not one of us")
         self._greeted = True
+        self._room.set()
         self._splitter.limit = Splitter().limit
 
 
@@ -195,8 +196,9 @@ class Listener:
     def _stop(self) -> None:
         if self._again is not None:
             self._again.cancel()
-        self._loop.remove_reader(self._end)
-        self._end.close()
+        if self._end.fileno() >= 0:
+            self._loop.remove_reader(self._end)
+            self._end.close()
 
     def _accept(self) -> None:
         for _ in range(_BACKLOG):

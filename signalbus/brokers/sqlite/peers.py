@@ -63,14 +63,15 @@ class Peer:
         """Return what the session says of itself; None if it does not answer in time."""
         loop = asyncio.get_running_loop()
         self.used = loop.time()
-        if self.line.paused or self.line.is_closed:
+        deadline = loop.time() + timeout
+        if not await self.line.drain(deadline):
             return None
         number = next(self._numbers)
         future: asyncio.Future[bytes | None] = loop.create_future()
         self._questions[number] = future
         self.line.write(numbered(Kind.ASK, number))
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
             return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal as signals
 import statistics
+from collections import Counter
+from functools import partial
 
 import pytest
 from aiormq.abc import AbstractChannel
@@ -17,6 +19,7 @@ from tests.brokers.rabbitmq.conftest import (
     FAST,
     TIMEOUT,
     Brokers,
+    Member,
     Peers,
     broker_for,
     publish,
@@ -132,17 +135,39 @@ async def test_a_cancelled_watch_leaves_nothing(brokers: Brokers) -> None:
 
 async def test_a_watch_races_the_end_and_is_told_each_time(brokers: Brokers) -> None:
     watcher = await brokers.join()
+    reasons: Counter[DownReason] = Counter()
     for number in range(60):
         other = broker_for(brokers.url, FAST)
         info = session()
         await other.open(info, TIMEOUT)
         closing = asyncio.create_task(other.aclose())
-        await asyncio.sleep(number / 4000)
-        futures = [await watcher.broker.watch(info.id, TIMEOUT) for _ in range(20)]
-        for future in futures:
-            down = await _ended(future, 5)
-            assert down.reason in (DownReason.NORMAL, DownReason.NOPROC)
+        await asyncio.sleep(number / 10_000)  # through all steps of closing
+        for future in await asyncio.gather(*(watcher.broker.watch(info.id, TIMEOUT) for _ in range(50))):
+            reasons[(await _ended(future, 5)).reason] += 1
         await closing
+    assert reasons.keys() <= {DownReason.NORMAL, DownReason.NOPROC}
+    assert len(reasons) == 2, f"they did not race: {reasons}"
+
+
+async def test_a_watch_races_a_lost_connection_and_is_told_each_time(brokers: Brokers, proxy: FaultProxy) -> None:
+    watcher, other = await brokers.join(), await brokers.join(proxy.url_for(brokers.url), f"{FAST}&backoff_cap=0.2")
+    reasons: Counter[DownReason] = Counter()
+    for number in range(30):
+        before = other.id
+        watches = [asyncio.create_task(watcher.broker.watch(before, TIMEOUT)) for _ in range(25)]
+        await asyncio.sleep(number / 3000)
+        proxy.cut()
+        watches += [asyncio.create_task(watcher.broker.watch(before, TIMEOUT)) for _ in range(25)]
+        for watch in watches:
+            reasons[(await _ended(await watch, 5)).reason] += 1
+        await eventually(partial(_renewed, other, before))
+        await wait_up(other.broker)
+    assert reasons.keys() <= {DownReason.CONNECTION_LOST, DownReason.NOPROC}
+    assert reasons[DownReason.CONNECTION_LOST], f"they did not race: {reasons}"
+
+
+def _renewed(member: Member, before: str) -> bool:
+    return member.id != before
 
 
 async def test_a_lost_token_is_found_by_the_sweep(

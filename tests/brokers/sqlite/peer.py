@@ -205,10 +205,13 @@ async def fork_and_respond(path: Path) -> None:
     serving = asyncio.create_task(_serve_requests(responder, "hold", held))
     say("ready")
     await told()
+    begun, beginning = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(beginning, b"x")
         time.sleep(60.0)  # noqa: ASYNC251 - a child without an event loop
         os._exit(0)
+    os.read(begun, 1)
     say(str(child))
     await told()
     await broker.aclose()

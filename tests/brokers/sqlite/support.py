@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal as signal_module
 import sqlite3
 import subprocess
 import sys
@@ -187,6 +188,15 @@ class Place:
             await broker.aclose()
 
 
+def _thread_states(pid: int) -> Iterator[str]:
+    """The states of a process' threads; proc_pid_stat(5)."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            pass  # it has ended meanwhile
+
+
 class Peer:
     """A process that says a line for each step, and goes on when told a line."""
 
@@ -213,6 +223,16 @@ class Peer:
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        """SIGSTOP, and wait until no thread of it runs: until then it may go on, and be stopped with the lock."""
+        self.send(signal_module.SIGSTOP)
+
+        async def stopped() -> bool:
+            return set(_thread_states(self.pid)) == {"T"}
+
+        if sys.platform == "linux":
+            await wait_until(stopped)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

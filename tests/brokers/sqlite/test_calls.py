@@ -227,16 +227,20 @@ async def test_a_responder_that_was_killed_is_replaced_by_the_next_one(place: Pl
 
 @pytest.mark.parametrize("behaviour", ["die", "hold"])
 async def test_a_responder_killed_at_work_is_told_at_once(place: Place, behaviour: str) -> None:
-    """Row 81: it received the request, and nobody else is there."""
+    """Row 81: it received the request, and nobody else is there. The median of five: a busy machine has moments."""
     broker = await place.open()
-    peer = await _responding(place, behaviour)
-    asking = asyncio.create_task(broker.request(ask(), SECONDS))
-    assert await peer.line() == 'got "q" False'
-    begun = time.monotonic()
-    if behaviour == "hold":
-        peer.send(signals_.SIGKILL)
-    assert (await asking).kind is AnswerKind.RESPONDER_DOWN
-    assert time.monotonic() - begun < 0.1
+    times: list[float] = []
+    for _ in range(5):
+        peer = await _responding(place, behaviour)
+        asking = asyncio.create_task(broker.request(ask(), SECONDS))
+        assert await peer.line() == 'got "q" False'
+        begun = time.monotonic()
+        if behaviour == "hold":
+            peer.send(signals_.SIGKILL)
+        assert (await asking).kind is AnswerKind.RESPONDER_DOWN
+        times.append(time.monotonic() - begun)
+        assert await peer.wait() != 0
+    assert statistics.median(times) < 0.1, times
     assert broker._connected()._requester._outstanding == 0
 
 
@@ -369,10 +373,11 @@ async def test_no_answer_before_the_deadline_is_said_and_a_late_one_counted(plac
     """Row 82."""
     broker = await place.open()
     peer = await _responding(place, "hold")
-    answer, seconds = await _timed(broker.request(ask(), 0.3))
-    assert answer.kind is AnswerKind.EXPIRED
-    assert 0.29 < seconds < 1.0
+    asking = asyncio.create_task(_timed(broker.request(ask(), 1.0)))
     assert await peer.line() == 'got "q" False'
+    answer, seconds = await asking
+    assert answer.kind is AnswerKind.EXPIRED
+    assert 0.99 < seconds < 2.0
     peer.tell("answer")
     assert await peer.line() == "answered True"
     await eventually(lambda: broker.health().counters.get("replies_late") == 1)
@@ -394,9 +399,10 @@ async def test_what_has_expired_is_not_handed_out(place: Place) -> None:
 async def test_what_expired_while_the_responder_was_stopped_is_not_handed_out(place: Place) -> None:
     broker = await place.open()
     peer = await _responding(place, "hold")
-    assert (await broker.request(ask("first"), 0.2)).kind is AnswerKind.EXPIRED
+    first = asyncio.create_task(broker.request(ask("first"), SECONDS))
     assert await peer.line() == 'got "first" False'
-    peer.send(signals_.SIGSTOP)
+    first.cancel()
+    await peer.stop()
     assert (await broker.request(ask("stopped"), 0.2)).kind is AnswerKind.EXPIRED
     peer.send(signals_.SIGCONT)
     asking = asyncio.create_task(broker.request(ask("last"), SECONDS))
@@ -446,7 +452,7 @@ async def test_a_stopped_responder_blocks_nobody_and_fills_no_memory(
     broker = await place.open()
     stopped = await _responding(place, "echo")
     assert (await broker.request(ask(), SECONDS)).kind is AnswerKind.REPLY
-    stopped.send(signals_.SIGSTOP)
+    await stopped.stop()
     large = EncodedSignal("id", "ask", {}, bytes(512 * 1024), None)
     asking = [asyncio.create_task(broker.request(large, 1.0)) for _ in range(50)]
     await asyncio.sleep(0.2)
@@ -643,15 +649,37 @@ async def test_malformed_frames_close_that_connection_only_and_are_counted(place
     assert (await broker.request(ask(), SECONDS)).kind is AnswerKind.REPLY
     foreign = _connect(broker, greet=greet)
     foreign.sendall(content)
-    try:
-        assert await asyncio.to_thread(foreign.recv, 1_000) == b""
-    except ConnectionResetError:
-        pass
+    await asyncio.to_thread(_read_to_the_end, foreign)
     foreign.close()
     await eventually(lambda: broker.health().counters.get("frames_malformed") == 1)
     assert (await broker.request(ask(), SECONDS)).kind is AnswerKind.REPLY
     await responder.aclose()
     await serving
+
+
+def _read_to_the_end(foreign: socket.socket) -> None:
+    try:
+        while foreign.recv(1_000):
+            pass
+    except ConnectionResetError:
+        pass
+
+
+async def test_a_connection_that_nobody_greets_carries_no_request(place: Place) -> None:
+    """A process that ends, or is stopped, may still be connected to: then it is certain that nothing has run."""
+    broker, other = await place.open(), await place.open()
+    await other.respond("ask", 10, 10, SECONDS)
+    listener = other._connected()._listener
+    assert listener is not None
+    asyncio.get_running_loop().remove_reader(listener._end)
+    answer, seconds = await _timed(broker.request(ask(), 0.3))
+    assert (answer.kind, seconds < 1.0) == (AnswerKind.EXPIRED, True)
+    assert "not sent" in answer.reason
+    asking = asyncio.create_task(broker.request(ask(), SECONDS))
+    await eventually(lambda: broker._connected()._requester._outstanding == 1)
+    listener._stop()  # with the connection that it has not accepted
+    answer, seconds = await _timed(asking)
+    assert (answer.kind, seconds < 1.0) == (AnswerKind.NO_RESPONDER, True)
 
 
 async def test_frames_may_be_cut_anywhere(place: Place) -> None:
@@ -662,9 +690,12 @@ async def test_frames_may_be_cut_anywhere(place: Place) -> None:
     for byte in frame(Kind.HELLO, HELLO) + write_request(7, 5_000, now, False, pack_request(ask())):
         foreign.sendall(bytes([byte]))
         await asyncio.sleep(0)
-    answer = await asyncio.to_thread(foreign.recv, 10_000)
-    assert answer[4] == Kind.ANSWER
-    assert answer.endswith(ask().body)
+    greeting = frame(Kind.HELLO, HELLO)
+    answer = b""
+    while not answer.endswith(ask().body):
+        answer += await asyncio.to_thread(foreign.recv, 10_000)
+    assert answer.startswith(greeting)
+    assert answer[len(greeting) + 4] == Kind.ANSWER
     foreign.close()
     await broker.aclose()
     await serving
@@ -678,7 +709,9 @@ async def test_malformed_and_unknown_answers_harm_no_other_request(place: Place)
     assert (await broker.request(ask(), 0.05)).kind is AnswerKind.EXPIRED
     exchange = imposter._connected()
     assert exchange._listener is not None
-    (line,) = exchange._listener._lines
+    lines_of_imposter = exchange._listener._lines
+    await eventually(lambda: len(lines_of_imposter) == 1)
+    (line,) = lines_of_imposter
     for number in (77, 78, 1):
         line.write(write_answer(number, Answer(AnswerKind.REPLY)))
     await eventually(lambda: broker.health().counters.get("replies_late") == 3)

@@ -64,7 +64,7 @@ async def test_a_stopped_process_is_listed_without_a_report_within_half_a_second
     peer, stopped = await _sitting(place, 3)
     _, running = await _sitting(place)
     await broker.sessions(SECONDS)
-    peer.send(signals_.SIGSTOP)
+    await peer.stop()
     begun = time.monotonic()
     found = {status.info.id: status.report for status in await broker.sessions(SECONDS)}
     assert time.monotonic() - begun < 1.0, "all are asked at once"
@@ -155,7 +155,7 @@ async def test_a_message_that_cannot_be_sent_is_said(place: Place, monkeypatch: 
     monkeypatch.setattr(requester, "_TELL_SECONDS", 0.5)
     peer, (name,) = await _sitting(place)
     await broker.send(name, b"x")
-    peer.send(signals_.SIGSTOP)
+    await peer.stop()
     sending = [broker.send(name, bytes(1024 * 1024)) for _ in range(10)]
     with pytest.raises(BrokerUnavailable, match="takes no messages"):
         await asyncio.gather(*sending)

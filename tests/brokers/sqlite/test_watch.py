@@ -208,7 +208,7 @@ async def test_a_stopped_session_is_alive(place: Place) -> None:
     broker = await place.open()
     peer, (name,) = await _sitting(place)
     future = await broker.watch(name, SECONDS)
-    peer.send(signals_.SIGSTOP)
+    await peer.stop()
     done, _ = await asyncio.wait({future}, timeout=2.5)  # more than two sweeps
     assert not done
     peer.kill()
@@ -222,7 +222,7 @@ async def test_a_watcher_that_was_stopped_declares_only_the_dead_dead(place: Pla
     _, (living,) = await _sitting(place)
     watcher = place.peer("watch", dead, gone, living)
     assert await watcher.line() == "watching"
-    watcher.send(signals_.SIGSTOP)
+    await watcher.stop()
     killed.kill()
     left.tell()
     assert await left.line() == "closed"

@@ -26,8 +26,9 @@ from .topology import Topology
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 0.25  # after that an event loop is blocked, or its process stopped
-QUIET_SECONDS = 0.03  # without news, as long as we do not know how many there are
+ANSWER_SECONDS = 0.25  # without news; after that an event loop is blocked, or its process stopped
+QUIET_SECONDS = 0.05  # without news, as long as we do not know how many there are
+LONGEST_SECONDS = 2.0  # however many there are
 SEND_SECONDS = 2.0
 ANSWERS = 100  # being sent at the same time, at most
 
@@ -129,6 +130,7 @@ class RollCall:
         """Wait for the answers, no longer than needed; True if the broker has told of everybody."""
         clock = asyncio.get_running_loop().time
         started = clock()
+        latest = started + LONGEST_SECONDS
         end, quiet = started + ANSWER_SECONDS, started + QUIET_SECONDS
         while (now := clock()) < end:
             if roll.all_answered and roll.present:
@@ -140,7 +142,8 @@ class RollCall:
             try:
                 async with asyncio.timeout_at(min(end, quiet) if now < quiet else end):
                     await roll.changed.wait()
-                quiet = clock() + QUIET_SECONDS
+                news = clock()
+                end, quiet = min(news + ANSWER_SECONDS, latest), news + QUIET_SECONDS
             except TimeoutError:
                 pass
         return bool(roll.present)

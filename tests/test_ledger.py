@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import timeit
 from datetime import UTC, datetime
 from typing import Any
@@ -201,12 +202,18 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_recording_takes_less_than_a_microsecond() -> None:
+    """CPU time, the best of many short runs: what else the machine does is not what is measured."""
     told = Recorder(SESSION, LedgerSettings(capacity=10_000_000))
     signal = "0192f9f0-0000-7000-8000-000000000000"
-    acked = min(timeit.repeat(lambda: told.acked(signal, "order.placed", "billing", 1, 0, 0.1), number=5_000, repeat=9))
-    delivered = min(timeit.repeat(lambda: told.delivered(signal, "t", "billing", 1), number=5_000, repeat=9))
-    accepted = min(timeit.repeat(lambda: told.accepted(signal, "t", "shop", seconds=0.1), number=5_000, repeat=9))
-    figures = {"acked": acked / 5e-3, "delivered": delivered / 5e-3, "accepted": accepted / 5e-3}
+    facts = {
+        "acked": lambda: told.acked(signal, "order.placed", "billing", 1, 0, 0.1),
+        "delivered": lambda: told.delivered(signal, "order.placed", "billing", 1, 0, 0.1),
+        "accepted": lambda: told.accepted(signal, "order.placed", "shop", seconds=0.1),
+    }
+    figures = {
+        name: min(timeit.repeat(tell, number=500, repeat=60, timer=time.thread_time)) / 500 * 1e6
+        for name, tell in facts.items()
+    }
     print("microseconds a fact:", {name: round(value, 3) for name, value in figures.items()})
     assert max(figures.values()) < 1.0
 

@@ -94,8 +94,25 @@ class Recorder:
     ) -> None:
         """Tell that a signal is stored."""
         if self._everything or self._chosen(signal):
-            row = ("accepted", self._clock(), signal, type, source, subject, time, correlationid, causationid)
-            self._append((*row, traceparent, subscriptions, self._room(payload), False, attempts, seconds))
+            self._append(
+                (
+                    "accepted",
+                    self._clock(),
+                    signal,
+                    type,
+                    source,
+                    subject,
+                    time,
+                    correlationid,
+                    causationid,
+                    traceparent,
+                    subscriptions,
+                    payload and self._room(payload),
+                    False,
+                    attempts,
+                    seconds,
+                )
+            )
 
     def unroutable(
         self,
@@ -112,8 +129,22 @@ class Recorder:
     ) -> None:
         """Tell that a signal has no audience."""
         if not self._off:
-            row = ("unroutable", self._clock(), signal, type, source, subject, time, correlationid, causationid)
-            self._append((*row, traceparent, self._room(payload), False))
+            self._append(
+                (
+                    "unroutable",
+                    self._clock(),
+                    signal,
+                    type,
+                    source,
+                    subject,
+                    time,
+                    correlationid,
+                    causationid,
+                    traceparent,
+                    payload and self._room(payload),
+                    False,
+                )
+            )
 
     def requested(
         self,
@@ -131,8 +162,23 @@ class Recorder:
     ) -> None:
         """Tell that a request was sent."""
         if self._everything or self._chosen(signal):
-            row = ("requested", self._clock(), signal, type, source, subject, time, correlationid, causationid)
-            self._append((*row, traceparent, self._room(payload), False, timeout))
+            self._append(
+                (
+                    "requested",
+                    self._clock(),
+                    signal,
+                    type,
+                    source,
+                    subject,
+                    time,
+                    correlationid,
+                    causationid,
+                    traceparent,
+                    payload and self._room(payload),
+                    False,
+                    timeout,
+                )
+            )
 
     def replied(
         self,
@@ -194,8 +240,9 @@ class Recorder:
     ) -> None:
         """Tell that an attempt failed and another one follows."""
         if not self._off:
-            row = ("retried", self._clock(), signal, type, subscription, attempt, crashes, seconds)
-            self._append((*row, error, message, delay))
+            self._append(
+                ("retried", self._clock(), signal, type, subscription, attempt, crashes, seconds, error, message, delay)
+            )
 
     def dead(
         self,
@@ -211,8 +258,9 @@ class Recorder:
     ) -> None:
         """Tell that a delivery was given up."""
         if not self._off:
-            row = ("dead", self._clock(), signal, type, subscription, attempt, crashes, seconds)
-            self._append((*row, reason, detail, error))
+            self._append(
+                ("dead", self._clock(), signal, type, subscription, attempt, crashes, seconds, reason, detail, error)
+            )
 
     def released(
         self,
@@ -286,9 +334,7 @@ class Recorder:
             return False
         return failure or zlib.crc32(signal.encode("utf-8", "replace")) < self._threshold
 
-    def _room(self, payload: Payload | None) -> Payload | None:
-        if payload is None:
-            return None
+    def _room(self, payload: Payload) -> Payload | None:
         if self._payload_bytes + len(payload.body) > self.settings.payload_bytes:
             self.payloads_left_out += 1
             return None

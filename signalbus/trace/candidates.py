@@ -14,13 +14,13 @@ from itertools import groupby
 import orjson
 
 from ..patterns import parse
-from .append import SEGMENT_BITS
+from .append import NOWHERE, SEGMENT_BITS
 from .fields import ATTRIBUTES, WIDE, hash_of
 from .listing import Query
-from .records import BITS, RANKS, Rank, round_place
+from .records import RANKS, Rank, round_place
 
 _OPEN_INDEX = frozenset(Rank) - {Rank.ACKED, Rank.REPLIED}
-_MASK = (1 << BITS) - 1
+_OF_REQUESTS = frozenset({Rank.ASKED, Rank.REPLIED, Rank.FAILED})
 _INDEXED = ("data.", *(name for name in ATTRIBUTES if name != "source"))  # few sources, so each has too many signals
 
 
@@ -66,8 +66,10 @@ def _places(connection: sqlite3.Connection, query: Query, types: list[int] | Non
     if ranks and ranks <= _OPEN_INDEX:
         return _open(connection, ranks, subscription, types, span)
     if query.failed:
-        return _of_types(connection, _failed(connection, span), types)
-    if query.subscription is not None or ranks:
+        return _failed(connection, types, span)
+    if ranks and ranks <= _OF_REQUESTS:
+        subscription = NOWHERE
+    if subscription is not None:
         return _deliveries(connection, ranks, subscription, types, span)
     return _signals(connection, types, span)
 
@@ -106,13 +108,18 @@ def _signals(connection: sqlite3.Connection, types: list[int] | None, span: Span
     return _merged(connection.execute(query, (number, span.first, span.last)) for number in types)
 
 
-def _failed(connection: sqlite3.Connection, span: Span) -> Iterator[int]:
-    rows = connection.execute(
-        "SELECT place FROM ledger_signals INDEXED BY ledger_signals_failed"
-        " WHERE failed = 1 AND place BETWEEN ? AND ? ORDER BY place DESC",
-        (span.first, span.last),
+def _failed(connection: sqlite3.Connection, types: list[int] | None, span: Span) -> Iterator[int]:
+    if types is None:
+        query = (
+            "SELECT place FROM ledger_signals INDEXED BY ledger_signals_failed"
+            " WHERE failed = 1 AND place BETWEEN ? AND ? ORDER BY place DESC"
+        )
+        return (place for (place,) in connection.execute(query, (span.first, span.last)))
+    query = (
+        "SELECT place FROM ledger_signals INDEXED BY ledger_signals_failed_type"
+        " WHERE failed = 1 AND type = ? AND place BETWEEN ? AND ? ORDER BY place DESC"
     )
-    return (place for (place,) in rows)
+    return _merged(connection.execute(query, (number, span.first, span.last)) for number in types)
 
 
 def _open(
@@ -138,7 +145,7 @@ def _open(
 def _deliveries(
     connection: sqlite3.Connection,
     ranks: frozenset[Rank],
-    subscription: int | None,
+    subscription: int,
     types: list[int] | None,
     span: Span,
 ) -> Iterator[int]:

@@ -10,14 +10,16 @@ from .listing import Retention
 from .records import round_place, time_of
 
 PIECE = 500  # signals of one piece: some milliseconds
-_FIELDS = 4_000  # rows of the index of fields
+_DELIVERIES = 2_000  # rows of one piece
+_FIELDS = 4_000
 
 
 def prune(connection: sqlite3.Connection, retention: Retention, now: float, piece: int = PIECE) -> bool:
     """Forget up to ``piece`` of the oldest signals that are not to be kept; return whether there may be more."""
     cutoff = _cutoff(connection, retention, now, piece)
     if cutoff is None:
-        return _prune_fields(connection)
+        floor = connection.execute("SELECT floor FROM ledger_meta").fetchone()[0]
+        return _prune_deliveries(connection, floor) or _prune_fields(connection, floor)
     _forget(connection, cutoff)
     return True
 
@@ -43,10 +45,6 @@ def _forget(connection: sqlite3.Connection, cutoff: int) -> None:
         "SELECT count(*), coalesce(sum(length(fact)), 0) FROM ledger_facts WHERE place < ?", (cutoff,)
     ).fetchone()
     connection.execute("DELETE FROM ledger_facts WHERE place < ?", (cutoff,))
-    connection.executemany(
-        "DELETE FROM ledger_deliveries WHERE subscription = ? AND type = ? AND place < ?",
-        [(*pair, cutoff) for pair in pairs(connection)],
-    )
     connection.execute("DELETE FROM ledger_signals WHERE place < ?", (cutoff,))
     connection.execute("DELETE FROM ledger_sessions WHERE at < ?", (time_of(cutoff),))
     connection.execute(
@@ -55,11 +53,25 @@ def _forget(connection: sqlite3.Connection, cutoff: int) -> None:
     )
 
 
-def _prune_fields(connection: sqlite3.Connection) -> bool:
+def _prune_deliveries(connection: sqlite3.Connection, floor: int) -> bool:
+    """Forget deliveries of signals that are gone: those of one type at one subscription lie side by side."""
+    forgotten = 0
+    for pair in pairs(connection):
+        deleted = connection.execute(
+            "DELETE FROM ledger_deliveries WHERE subscription = ?1 AND type = ?2 AND place < ?3 AND place IN ("
+            "SELECT place FROM ledger_deliveries WHERE subscription = ?1 AND type = ?2 ORDER BY place LIMIT ?4)",
+            (*pair, floor, _DELIVERIES - forgotten),
+        )
+        forgotten += deleted.rowcount
+        if forgotten >= _DELIVERIES:
+            return True
+    return forgotten > 0
+
+
+def _prune_fields(connection: sqlite3.Connection, floor: int) -> bool:
     """Forget a part of the oldest segment of fields, if all its signals are gone."""
-    floor = connection.execute("SELECT floor FROM ledger_meta").fetchone()[0] >> SEGMENT_BITS
     oldest = connection.execute("SELECT min(segment) FROM ledger_fields").fetchone()[0]
-    if oldest is None or oldest >= floor:
+    if oldest is None or oldest >= floor >> SEGMENT_BITS:
         return False
     connection.execute(
         "DELETE FROM ledger_fields WHERE segment = ?1 AND hash <= coalesce("

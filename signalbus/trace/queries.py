@@ -22,7 +22,7 @@ from .records import time_of, unpacked
 from .tree import MAX_DEPTH, MAX_SIGNALS, outline
 
 _CHUNK = 100
-_MAX_READ = 2_000  # signals whose facts are read for one page: about 150 ms
+_MAX_READ = 1_000  # signals whose facts are read for one page: about 100 ms
 _MAX_SEEN = 50_000  # places that are looked at for one page
 
 _FACTS = """

@@ -41,6 +41,7 @@ CREATE TABLE ledger_signals (
 CREATE INDEX ledger_signals_type ON ledger_signals (type);
 CREATE INDEX ledger_signals_causation ON ledger_signals (causation) WHERE causation IS NOT NULL;
 CREATE INDEX ledger_signals_failed ON ledger_signals (place) WHERE failed = 1;
+CREATE INDEX ledger_signals_failed_type ON ledger_signals (type) WHERE failed = 1;
 CREATE TABLE ledger_facts (
     place INTEGER NOT NULL, recorder INTEGER NOT NULL, sequence INTEGER NOT NULL,
     origin INTEGER NOT NULL,

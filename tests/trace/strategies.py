@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
@@ -42,11 +43,12 @@ _times = st.sampled_from([NOON, NOON + 1, NOON + 2, NOON + 3, NOON - 1, 0.0, -1e
 
 
 @st.composite
-def steps(draw: st.DrawFn) -> Step:
-    """Any step of one of a few signals."""
+def steps(draw: st.DrawFn, causes: Mapping[str, str | None] | None = None) -> Step:
+    """Any step of one of a few signals; ``causes``: what caused them, if all who tell agree about it."""
     signal = draw(_signals)
     common = About(signal=signal, type=TYPES[signal])
-    cause, subject = draw(_causes), draw(st.sampled_from([None, "A-1"]))
+    cause = causes[signal] if causes else draw(_causes)
+    subject = draw(st.sampled_from([None, "A-1"]))
     subscription = draw(st.sampled_from(SUBSCRIPTIONS))
     at = AtAttempt(**common, subscription=subscription, attempt=draw(_attempts), crashes=draw(_crashes))
     published = Published(**common, source="shop", causationid=cause, subject=subject)
@@ -73,9 +75,10 @@ def steps(draw: st.DrawFn) -> Step:
 
 
 @st.composite
-def any_facts(draw: st.DrawFn) -> list[Fact]:
+def any_facts(draw: st.DrawFn, *, agreed_causes: bool = False) -> list[Fact]:
     """Facts of three recorders, in any order, as no bus would tell them together."""
-    told = draw(st.lists(st.tuples(st.sampled_from(ORIGINS), _times, steps()), max_size=14))
+    causes = {signal: draw(_causes) for signal in SIGNALS} if agreed_causes else None
+    told = draw(st.lists(st.tuples(st.sampled_from(ORIGINS), _times, steps(causes)), max_size=14))
     counts = dict.fromkeys((origin.recorder for origin in ORIGINS), 0)
     facts: list[Fact] = []
     for origin, at, step in told:

@@ -290,7 +290,7 @@ def test_a_pattern_that_cannot_be_is_an_error_of_the_caller(store: SqliteStore) 
         store.page(Query(patterns=("order..x",)))
 
 
-@given(facts=any_facts(), data=st.data())
+@given(facts=any_facts(agreed_causes=True), data=st.data())
 @settings(
     deadline=None,
     max_examples=25,

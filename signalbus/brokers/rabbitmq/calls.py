@@ -64,7 +64,6 @@ class Calls:
         self._open: dict[str, Call] = {}
         # Nobody else can guess an id: a forged answer finds no request.
         self._ids = map("{}-{:x}".format, itertools.repeat(secrets.token_hex(16)), itertools.count(1))
-        self._released: asyncio.Event = asyncio.Event()
         self._closed = False
 
     def attach(self, publisher: Publisher) -> None:

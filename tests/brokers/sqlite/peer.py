@@ -242,7 +242,10 @@ async def flood(path: Path, seconds: str) -> None:
 
 
 def mayflies(path: Path, count: str, seed: str) -> None:
-    """Register sessions that end soon after: in good order, or with nothing but their lock gone. Say their names."""
+    """Register sessions, say their names, and end them as many seconds later as told.
+
+    In good order, or with nothing but their lock gone.
+    """
     chance = random.Random(int(seed))
     turn = FairLock()
     turn.open(f"{path}-lock")
@@ -259,7 +262,7 @@ def mayflies(path: Path, count: str, seed: str) -> None:
             touch_topology(connection)
             connection.execute("COMMIT")
         say(name)
-        time.sleep(chance.uniform(0.0, 0.002))
+        time.sleep(float(sys.stdin.readline()))
         if chance.random() < 0.5:
             with turn:
                 connection.execute("BEGIN IMMEDIATE")

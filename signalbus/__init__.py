@@ -13,6 +13,13 @@ if TYPE_CHECKING:
         Bus,
         BusStats,
     )
+    from .children import (
+        ChildError,
+        ChildInfo,
+        ChildSpec,
+        ChildState,
+        Restart,
+    )
     from .delivery import (
         Failure,
     )
@@ -82,6 +89,10 @@ if TYPE_CHECKING:
     from .subscription import (
         Subscription,
     )
+    from .supervision import (
+        Strategy,
+        Supervisor,
+    )
 
 __all__ = [
     "AudienceMismatch",
@@ -92,6 +103,10 @@ __all__ = [
     "Bus",
     "BusClosed",
     "BusStats",
+    "ChildError",
+    "ChildInfo",
+    "ChildSpec",
+    "ChildState",
     "ConfigError",
     "DecodeError",
     "Delivery",
@@ -118,18 +133,21 @@ __all__ = [
     "RequesterStats",
     "ResponderDown",
     "ResponderStats",
+    "Restart",
     "Retry",
     "RetryPolicy",
     "SessionInfo",
     "Signal",
     "SignalBusError",
     "StorageError",
+    "Strategy",
     "SubscriberSession",
     "Subscription",
     "SubscriptionOutcome",
     "SubscriptionState",
     "SubscriptionStats",
     "SubscriptionStatus",
+    "Supervisor",
     "Unroutable",
 ]
 
@@ -137,6 +155,10 @@ __all__ = [
 _HOMES = {
     "Bus": "bus",
     "BusStats": "bus",
+    "ChildError": "children",
+    "ChildInfo": "children",
+    "ChildSpec": "children",
+    "ChildState": "children",
     "Delivery": "handlers",
     "Down": "sessions",
     "DownReason": "sessions",
@@ -147,15 +169,18 @@ _HOMES = {
     "Receipt": "receipts",
     "RequesterStats": "requests",
     "ResponderStats": "responder",
+    "Restart": "children",
     "RetryPolicy": "policy",
     "SessionInfo": "sessions",
     "Signal": "signals",
+    "Strategy": "supervision",
     "SubscriberSession": "liveness",
     "Subscription": "subscription",
     "SubscriptionOutcome": "receipts",
     "SubscriptionState": "liveness",
     "SubscriptionStats": "subscriber",
     "SubscriptionStatus": "liveness",
+    "Supervisor": "supervision",
 }
 
 

@@ -51,6 +51,7 @@ class _Workers:
         for child in self._children:
             child.send(signal.SIGTERM)
         await asyncio.wait(tasks)
+        await supervisor.aclose()
         if self._failure is not None:
             raise self._failure
         return Exit.OK

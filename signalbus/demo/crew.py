@@ -75,6 +75,7 @@ class Crew:
         await asyncio.gather(*(child.stop() for child in self._children))
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._supervisor.aclose()
         if self._failed.done() and not self._failed.cancelled():
             self._failed.exception()  # it was raised already, or something worse was
         self._failed.cancel()

@@ -2,7 +2,7 @@
 
 Whether a session has ended is for its lock and the database to say; see docs/decisions/003. All else here only makes
 us ask at once: the kernel's word that a process has ended, and hints of those who bury or leave. Either may be wrong
-or get lost, so the sweep that every session makes once a second finds the same, later.
+or get lost, so who watches looks once a second in any case.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .sessions import is_alive
 from .wake import Wake
 from .watches import Ended
 
+_LOOK_SECONDS = 1.0  # between looks while hints may have got lost
 _SWEEP_SECONDS = 0.1  # between looks after sessions of which the kernel does not tell us
 _SWEPT_PER_SECOND = 2_000  # with many of those the looks become rarer: each costs about ten microseconds
 _DESCRIPTORS = 256  # of processes: beyond that we would take too many files from the application
@@ -92,9 +93,11 @@ class Watcher:
         if dead := [target.session for target in targets if not is_alive(directory, target.token)]:
             self._push(Bury(dead))
 
-    def seconds_to_sweep(self) -> float | None:
-        """Return the seconds until `sweep` has something to do; None if that is never."""
-        return max(0.0, self._next_sweep - time.monotonic()) if self._unsure else None
+    def seconds_to_look(self) -> float | None:
+        """Return the seconds until `look` or `sweep` should be called though nothing seems to happen; None: never."""
+        if not self._desk.watches:
+            return None
+        return max(0.0, self._next_sweep - time.monotonic()) if self._unsure else _LOOK_SECONDS
 
     def close(self) -> None:
         """Watch nothing any more. Idempotent."""

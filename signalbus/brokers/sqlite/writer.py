@@ -206,8 +206,8 @@ class Writer(threading.Thread):
             waits.extend(until - now for until in desk.patience.values())
             if (due := desk.seconds_to_due()) is not None:
                 waits.append(due)
-        if (sweep := self.watcher.seconds_to_sweep()) is not None:
-            waits.append(sweep)
+        if (look := self.watcher.seconds_to_look()) is not None:
+            waits.append(look)
         waits.append(self._next_sweep - now)
         return max(0.0, min(waits))
 

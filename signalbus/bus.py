@@ -143,6 +143,7 @@ class Bus:
                 supervisor=self._supervisor,
                 tell=self._member.tell,
                 telemetry=self._telemetry,
+                max_signal_bytes=self.settings.max_signal_bytes,
                 timeout=self.settings.connect_timeout,
                 drain_timeout=self.settings.drain_timeout,
             )

@@ -191,7 +191,7 @@ class RespondingService:
         if task is not None and task.cancelling() and not self._cancelling:
             await absorb_cancellation(task)
         try:
-            heard = await responder.answer(request, answer)
+            heard = await self._answer(responder, request, answer)
         except BrokerError as error:
             # The connection the request came on is gone as well: it goes to another responder, or its requester hears.
             self.stats.last_error = str(error)
@@ -199,6 +199,12 @@ class RespondingService:
             return
         if not heard:
             self.stats.unheard += 1
+
+    async def _answer(self, responder: Responder, request: IncomingRequest, answer: Answer) -> bool:
+        try:
+            return await responder.answer(request, answer)
+        except InvalidSignal as error:  # the broker's own limit is below ours
+            return await responder.answer(request, self._failed(DecodeError(f"the reply cannot be sent: {error}")))
 
     @property
     def _session(self) -> str:
@@ -222,6 +228,7 @@ class RespondingService:
                 with self._surroundings.telemetry.responding(request.signal):
                     result = await self._handler(delivery, self._threads)
             body, content_type = codec.encode_data(result, None)
+            check_body(body, self._surroundings.max_signal_bytes)
         except InvalidSignal as error:
             return self._failed(DecodeError(f"the handler's result cannot be sent: {error}"))
         except asyncio.CancelledError as error:
@@ -246,6 +253,14 @@ class RespondingService:
         log.warning("%s: the handler raised %s: %s", self.name, failure.error, failure.message)
         fields = {"type": failure.error, "message": failure.message, "traceback": failure.traceback}
         return Answer(AnswerKind.FAILED, orjson.dumps(fields), codec.JSON, session)
+
+
+def check_body(body: bytes, limit: int) -> None:
+    """Raise `InvalidSignal` if a reply is over the limit."""
+    if len(body) > limit:
+        raise InvalidSignal(
+            f"it has {len(body)} bytes, more than max_signal_bytes={limit}; reply with a reference to it"
+        )
 
 
 async def _until_there(respond: Callable[[float], Awaitable[Responder]], timeout: float) -> Responder:

@@ -31,6 +31,7 @@ class Surroundings:
     supervisor: Supervisor
     tell: Tell
     telemetry: Telemetry
+    max_signal_bytes: int
     timeout: float
     drain_timeout: float
 

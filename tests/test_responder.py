@@ -11,7 +11,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from signalbus import BrokerUnavailable, BusClosed, ConfigError, Delivery, Signal
+from signalbus import BrokerUnavailable, BusClosed, ConfigError, Delivery, InvalidSignal, Signal
 from signalbus.brokers.base import Answer, AnswerKind, Broker, IncomingRequest, Responder
 from signalbus.codec import encode
 from signalbus.handlers import compile_handler
@@ -78,6 +78,7 @@ class Setup:
             supervisor=Supervisor("test", self.errors.append),
             tell=lambda *_: None,
             telemetry=Telemetry(),
+            max_signal_bytes=1_000,
             timeout=5.0,
             drain_timeout=drain,
         )
@@ -165,6 +166,22 @@ async def test_data_that_does_not_fit_and_results_that_cannot_be_sent_are_failur
         answers = await setup.wait_answers(2)
         assert [answer.kind for answer in answers] == [AnswerKind.FAILED] * 2
         assert {fields_of(answer)["type"] for answer in answers} == {"DecodeError"}
+
+
+async def test_replies_over_a_limit_are_failures_told_to_the_requester() -> None:
+    async def handle(n: int) -> str:
+        return "x" * n
+
+    async with serving(handle) as setup:
+        setup.broker.responder.hand_out(incoming(2_000))
+        (answer,) = await setup.wait_answers(1)
+        assert answer.kind is AnswerKind.FAILED
+        assert "more than max_signal_bytes=1000" in fields_of(answer)["message"]
+        setup.broker.responder.script = [InvalidSignal("more than the broker takes"), True]
+        setup.broker.responder.hand_out(incoming(10))
+        reply, refused = (await setup.wait_answers(3))[1:]
+        assert (reply.kind, refused.kind) == (AnswerKind.REPLY, AnswerKind.FAILED)
+        assert "more than the broker takes" in fields_of(refused)["message"]
 
 
 async def test_a_request_whose_responder_died_is_refused_unless_it_may_run_again() -> None:

@@ -72,6 +72,7 @@ class Setup:
             session=lambda: "s",
             tell=lambda *_: None,
             telemetry=Telemetry(),
+            max_signal_bytes=1_000,
             supervisor=self.supervisor,
             timeout=timeout,
             drain_timeout=1.0,

@@ -62,6 +62,10 @@ async def echo(data: Any) -> Any:
     return data
 
 
+async def double(data: str) -> str:
+    return data + data
+
+
 async def wait_in_flight(bus: Bus, request_type: str, count: int) -> None:
     """Wait until so many handlers run."""
     await eventually(lambda: bus.stats().responders[request_type].in_flight == count, message=f"{count} handlers")
@@ -169,6 +173,7 @@ async def what_the_handler_raises_is_told(world: World) -> None:
 async def bad_requests_and_replies_are_typed_errors(world: World) -> None:
     bus = world.bus(max_signal_bytes=200_000)
     bus.respond("echo", echo)
+    bus.respond("double", double)
     with pytest.raises(ConfigError):
         bus.respond("echo", echo)
     for bad in ("order.*", "#", "", "a b"):
@@ -183,6 +188,8 @@ async def bad_requests_and_replies_are_typed_errors(world: World) -> None:
             await bus.request("echo", "x" * 300_000)
         with pytest.raises(InvalidSignal):
             await bus.request("echo", object())
+        with pytest.raises(RemoteError, match="max_signal_bytes"):
+            await bus.request("double", "x" * 120_000)
         assert await bus.request("echo", "well") == "well"
     with pytest.raises(BusClosed):
         await bus.request("echo", 1)

@@ -15,7 +15,7 @@ from .inbox import Inbox
 from .notes import Note
 from .post import Post
 from .registry import Registry
-from .roll_call import RollCall
+from .roll_call import Present, RollCall
 from .topology import Topology
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 FRESH_SECONDS = 5.0  # news of a change may be lost
 ANNOUNCE_SECONDS = 1.0
 
+TRIES = 3  # roll calls, until a session has said once what it has
+
 Patterns = Mapping[str, Sequence[str]]
+NONE: Patterns = {}
 
 
 class Audience:
@@ -46,6 +49,7 @@ class Audience:
         self._post = post
         self._temporary = temporary
         self._durable: dict[str, Sequence[str]] = {}
+        self._reported: dict[str, Patterns] = {}  # by session, as it said last
         self._read_at = float("-inf")
         self._changes = 0
         self._reading = asyncio.Lock()
@@ -53,10 +57,9 @@ class Audience:
 
     async def names(self, signal_type: str, deadline: float) -> Sequence[str]:
         """Return the names of the subscriptions that match, sorted. Raises `BrokerError` or `DriverFailure`."""
-        durable, present = await asyncio.gather(self._known(deadline), self._roll_call.take())
-        reports = [found.report for found in present.values() if found.report is not None]
+        durable, temporary = await asyncio.gather(self._known(deadline), self._others())
         names = set[str]()
-        for source in (durable, self._temporary(), *(report.temporary for report in reports)):
+        for source in (durable, self._temporary(), *temporary):
             names.update(name for name, patterns in source.items() if _match(patterns, signal_type))
         return sorted(names)
 
@@ -67,6 +70,21 @@ class Audience:
             await self._post.send(self._topology.sessions, "registry", Note.REGISTRY, b"", ANNOUNCE_SECONDS)
         except BrokerError as error:
             log.debug("others learn later that the subscriptions have changed: %s", error)
+
+    async def _others(self) -> Sequence[Patterns]:
+        """Return the temporary subscriptions of each session. Those of one that is stopped or blocked still get all."""
+        present: Mapping[str, Present] = {}
+        for _ in range(TRIES):
+            present = await self._roll_call.take()
+            reports = {id_: found.report.temporary for id_, found in present.items() if found.report is not None}
+            known = {id_: patterns for id_, patterns in self._reported.items() if id_ in present}
+            self._reported = {**known, **reports}
+            if self._reported.keys() >= present.keys():
+                break
+        else:
+            # Asked in vain: not again each time, only as everybody is.
+            self._reported = {**dict.fromkeys(present, NONE), **self._reported}
+        return list(self._reported.values())
 
     async def _known(self, deadline: float) -> Patterns:
         clock = asyncio.get_running_loop().time

@@ -38,6 +38,7 @@ class Note(StrEnum):
     LEFT = "left"  # a responder to a type stopped
     REGISTRY = "registry"  # the durable subscriptions are others now
     ROLL = "roll"  # who is there?
+    TOLD = "told"  # to oneself: what came before a roll call's end is here
     REPORT = "report"  # I am, and this is what I do
     MESSAGE = "message"  # to the bus itself
 

@@ -26,9 +26,7 @@ from .topology import Topology
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 0.25  # without news; after that an event loop is blocked, or its process stopped
-QUIET_SECONDS = 0.05  # without news, as long as we do not know how many there are
-LONGEST_SECONDS = 2.0  # however many there are
+ANSWER_SECONDS = 0.25  # after that an event loop is blocked, or its process stopped
 SEND_SECONDS = 2.0
 ANSWERS = 100  # being sent at the same time, at most
 
@@ -47,7 +45,19 @@ class _Roll:
 
     present: dict[str, SessionInfo] = field(default_factory=dict[str, SessionInfo])
     reports: dict[str, Report] = field(default_factory=dict[str, Report])
+    told: bool = False  # of everybody
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Wait until a condition holds; False if it does not in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    self.changed.clear()
+                    await self.changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     @property
     def all_answered(self) -> bool:
@@ -85,6 +95,7 @@ class RollCall:
         self._next: asyncio.Task[Mapping[str, Present]] | None = None
         self._answers: set[asyncio.Task[None]] = set()
         inbox.on(Note.ROLL, self._on_roll)
+        inbox.on(Note.TOLD, self._on_told)
         inbox.on(Note.REPORT, self._on_report)
 
     async def take(self) -> Mapping[str, Present]:
@@ -115,38 +126,29 @@ class RollCall:
         self._rolls[number] = roll
         try:
             inbox = self._inbox.queue
-            outcome = await self._post.send(self._topology.roll, inbox, Note.ROLL, b"", SEND_SECONDS, number=number)
-            if outcome.result is not PublishResult.CONFIRMED:
-                raise BrokerUnavailable(f"the sessions could not be asked: {outcome.reason or 'nobody is there'}")
-            if await self._gather(roll):
+            await self._send(self._topology.roll, inbox, Note.ROLL, number)
+            if await self._all_present(roll, number):
                 self._roster.complete = inbox == self._inbox.queue
+            await roll.wait(lambda: roll.all_answered, ANSWER_SECONDS)
         finally:
             del self._rolls[number]
         for info in roll.present.values():
             self._roster.lives(info)
         return roll.result()
 
-    async def _gather(self, roll: _Roll) -> bool:
-        """Wait for the answers, no longer than needed; True if the broker has told of everybody."""
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        latest = started + LONGEST_SECONDS
-        end, quiet = started + ANSWER_SECONDS, started + QUIET_SECONDS
-        while (now := clock()) < end:
-            if roll.all_answered and roll.present:
-                if self._roster.complete and self._roster.living.keys() <= roll.present.keys():
-                    return True
-                if now >= quiet:
-                    return True
-            roll.changed.clear()
-            try:
-                async with asyncio.timeout_at(min(end, quiet) if now < quiet else end):
-                    await roll.changed.wait()
-                news = clock()
-                end, quiet = min(news + ANSWER_SECONDS, latest), news + QUIET_SECONDS
-            except TimeoutError:
-                pass
-        return bool(roll.present)
+    async def _all_present(self, roll: _Roll, number: int) -> bool:
+        """Wait until the broker has told of everybody; False if that is not certain in time."""
+        if self._roster.complete:
+            # Nobody can be missing whom we have not heard of.
+            return await roll.wait(lambda: self._roster.living.keys() <= roll.present.keys(), ANSWER_SECONDS)
+        # The question is confirmed, so every presence queue has had it: what they made of it comes before this.
+        await self._send("", self._inbox.queue, Note.TOLD, number)
+        return await roll.wait(lambda: roll.told, SEND_SECONDS)
+
+    async def _send(self, exchange: str, key: str, kind: Note, number: int) -> None:
+        outcome = await self._post.send(exchange, key, kind, b"", SEND_SECONDS, number=number)
+        if outcome.result is not PublishResult.CONFIRMED:
+            raise BrokerUnavailable(f"the sessions could not be asked: {outcome.reason or 'nobody is there'}")
 
     # From the inbox
 
@@ -161,6 +163,12 @@ class RollCall:
             raise Malformed(f"a roll call that expired in {queue[:80]!a}")
         if roll is not None:
             roll.present[found[0]] = notes.expand(*found)
+            roll.changed.set()
+
+    def _on_told(self, message: DeliveredMessage) -> None:
+        roll = self._rolls.get(notes.number_of(message))
+        if roll is not None:
+            roll.told = True
             roll.changed.set()
 
     def _on_report(self, message: DeliveredMessage) -> None:
@@ -178,7 +186,7 @@ class RollCall:
             self._counters["roll_calls_dropped"] += 1
             return
         body = notes.write_report(self._report())
-        task = asyncio.create_task(self._send(asker, body, notes.number_of(message)))
+        task = asyncio.create_task(self._reply(asker, body, notes.number_of(message)))
         self._answers.add(task)
         task.add_done_callback(self._answered)
 
@@ -187,7 +195,7 @@ class RollCall:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("a roll call could not be answered", exc_info=error)
 
-    async def _send(self, asker: str, body: bytes, number: int) -> None:
+    async def _reply(self, asker: str, body: bytes, number: int) -> None:
         try:
             await self._post.send("", asker, Note.REPORT, body, SEND_SECONDS, number=number)
         except BrokerError as error:

@@ -47,7 +47,7 @@ async def test_nobody_waits_for_more_than_the_answers(brokers: Brokers) -> None:
         started = clock()
         await reports(members[0])
         times.append(clock() - started)
-    assert statistics.median(times) < 0.03, times
+    assert statistics.median(times) < 0.15, times  # not the 250 ms that one without an answer is given
 
 
 async def test_who_closed_is_not_listed_any_more(brokers: Brokers) -> None:
@@ -185,6 +185,8 @@ async def test_a_killed_process_takes_its_temporary_subscription_along(brokers: 
     asker = await brokers.join()
     peer = await peers.start("watch", "order.*")
     await peer.line("watching")
+    assert await asker.broker.audience("order.placed", TIMEOUT) == ["temporary"]
+    peer.send(signals.SIGSTOP)  # its queue gets signals all the same
     assert await asker.broker.audience("order.placed", TIMEOUT) == ["temporary"]
     await peer.kill()
 

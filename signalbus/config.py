@@ -20,6 +20,7 @@ DEFAULT_URL = "sqlite:///signalbus.db"
 
 Durability = Literal["full", "normal"]
 QueueType = Literal["quorum", "classic"]
+Lane = Literal["on", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class RabbitUrl:
     heartbeat: int = 10  # seconds; RabbitMQ advises 5 to 20
     silent_after: float = 15.0  # seconds of ready messages with no delivery before a consumer is recycled
     backoff_cap: float = 10.0  # seconds between attempts to reconnect, at most
+    lane: Lane = "on"  # "off": every frame through the driver, several times slower
     ca: Path | None = None  # certificate authority for amqps, PEM; None: the system's
 
 
@@ -130,7 +132,7 @@ def _sqlite(url: str) -> SqliteUrl:
 
 def _rabbit(url: str) -> RabbitUrl:
     parts = urlsplit(url)
-    options = _options(parts, "prefix", "queue_type", "heartbeat", "silent_after", "backoff_cap", "ca")
+    options = _options(parts, "prefix", "queue_type", "heartbeat", "silent_after", "backoff_cap", "lane", "ca")
     user, at, hosts = parts.netloc.rpartition("@")
     if not hosts:
         raise ConfigError(f"{masked(url)!r} names no host; use amqp://user:password@host/vhost")
@@ -159,6 +161,7 @@ def _rabbit(url: str) -> RabbitUrl:
         heartbeat=heartbeat,
         silent_after=_number(options, "silent_after", 15.0),
         backoff_cap=_number(options, "backoff_cap", 10.0),
+        lane=cast("Lane", _choice(options, "lane", get_args(Lane), "on")),
         ca=Path(options["ca"]) if "ca" in options else None,
     )
 

@@ -13,12 +13,13 @@ from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from ...delivery import Ack, DeadLetter, Release, RetryLater, Settlement
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
 from ..base import Incoming
-from . import delays
+from . import delays, wire
 from .connection import Backoff, Link
 from .copies import Copies, NotStored
 from .driver import DriverFailure, call, close_quietly
 from .incarnation import Handle, Incarnation, Releases
 from .intake import Intake
+from .lane import Received
 from .subscriptions import Subscriptions
 from .tasks import Keeper, end
 
@@ -221,10 +222,14 @@ class RabbitConsumer:
         channel = await self._open(connection)
         incarnation = self.incarnation = Incarnation(channel, declared, parts.releases)
 
-        async def on_message(message: DeliveredMessage) -> None:
+        def take(message: Received) -> None:
             if incarnation.alive:
                 self._intake.take(message, incarnation)
 
+        async def on_message(message: DeliveredMessage) -> None:  # without a lane
+            take(wire.received(message))
+
+        incarnation.listen(take)
         try:
             await call(channel.basic_qos(prefetch_count=self.prefetch), STEP_SECONDS)
             if self.stopped.is_set():

@@ -7,15 +7,19 @@ somebody. An acknowledgement for them on another channel would close that one.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiormq.abc import AbstractChannel
+from aiormq.channel import Channel
 from pamqp import commands
 
 from ..base import Incoming
 from . import wire
 from .driver import DriverFailure, FrameWriter, on_closed
+from .lane import Received, Track, lane_of
 from .subscriptions import Declared
 
 REMEMBERED = 10_000  # messages given back and not seen again, at most
@@ -73,10 +77,17 @@ class Incarnation:
         self.deliveries = 0
         self._held: dict[int, Incoming] = {}
         self._releases = releases
-        self._writer = FrameWriter(channel)
+        self._writer = FrameWriter(channel, self._acks)
+        self._acked: list[int] = []  # in this turn of the loop
         # Callbacks that call the driver would stop its reader for ever; these only note what happened.
         on_closed(channel, self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
+
+    def listen(self, take: Callable[[Received], None]) -> None:
+        """Take deliveries off the lane, if there is one, and not from the driver."""
+        if (lane := lane_of(self.channel)) is not None:
+            assert isinstance(self.channel, Channel)
+            lane.mark(self.channel, Track(deliver=take, ended=self._writer.kill))
 
     @property
     def unsettled(self) -> int:
@@ -101,7 +112,8 @@ class Incarnation:
     def ack(self, handle: Handle) -> None:
         """Acknowledge a delivery. Only written, as AMQP confirms no acknowledgement: lost, the delivery comes again."""
         self._forget(handle)
-        self._writer.write(wire.ack(self.channel.number, handle.tag))
+        self._acked.append(handle.tag)
+        self._writer.schedule()
 
     def release(self, handle: Handle) -> None:
         """Give a delivery back to its place in the queue."""
@@ -130,6 +142,21 @@ class Incarnation:
                 if handle.timer is not None:
                     handle.timer.cancel()
         self._held.clear()
+
+    def _acks(self) -> bytes:
+        """Return the acknowledgements of this turn of the loop.
+
+        One frame does for all up to the oldest delivery that is still in our hands: what is older is settled, be it
+        by a frame that went before. The broker's work for a quorum queue is by frame, not by delivery.
+        """
+        acked, self._acked = sorted(self._acked), []
+        number = self.channel.number
+        oldest = next(iter(self._held), None)
+        count = len(acked) if oldest is None else bisect_left(acked, oldest)
+        frames = [wire.ack(number, tag) for tag in acked[count:]]
+        if count:
+            frames.insert(0, wire.ack(number, acked[count - 1], multiple=True))
+        return b"".join(frames)
 
     def _forget(self, handle: Handle) -> None:
         handle.held = False

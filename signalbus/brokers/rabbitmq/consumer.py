@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -229,13 +230,14 @@ class RabbitConsumer:
         async def on_message(message: DeliveredMessage) -> None:  # without a lane
             take(wire.received(message))
 
-        incarnation.listen(take)
+        tag = f"signalbus-{secrets.token_hex(8)}"
+        incarnation.listen(tag, take)
         try:
             await call(channel.basic_qos(prefetch_count=self.prefetch), STEP_SECONDS)
             if self.stopped.is_set():
                 return
-            answer = await call(channel.basic_consume(declared.queue, on_message), STEP_SECONDS)
-            incarnation.tag = answer.consumer_tag or ""
+            await call(channel.basic_consume(declared.queue, on_message, consumer_tag=tag), STEP_SECONDS)
+            incarnation.tag = tag
             await parts.subscriptions.verify(declared, connection)
             if self.stopped.is_set():
                 return

@@ -83,11 +83,11 @@ class Incarnation:
         on_closed(channel, self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
 
-    def listen(self, take: Callable[[Received], None]) -> None:
-        """Take deliveries off the lane, if there is one, and not from the driver."""
+    def listen(self, consumer: str, take: Callable[[Received], None]) -> None:
+        """Take what is delivered to ``consumer`` off the lane, if there is one, before the driver sees it."""
         if (lane := lane_of(self.channel)) is not None:
             assert isinstance(self.channel, Channel)
-            lane.mark(self.channel, Track(deliver=take, ended=self._writer.kill))
+            lane.mark(self.channel, Track(consumer=consumer, deliver=take, ended=self._writer.kill))
 
     @property
     def unsettled(self) -> int:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pamqp import commands, constants
+from pamqp import commands, constants, encode
 
 from .decoding import NO_PROPERTIES, Received, read_header
 
@@ -30,20 +30,26 @@ Take = Callable[[Received], None]
 class Track:
     """What to do with the hot frames of a channel; those without a function are left to the driver.
 
-    ``deliver`` gets messages; ``confirm`` gets a delivery tag, whether it stands for all up to it, and whether they are
-    stored; ``returned`` gets messages that nobody wants. ``ended`` is called once the broker takes nothing more on the
-    channel, which is ``over`` then. All are called in the read callback: an exception in them ends the connection.
+    ``deliver`` gets the messages for the consumer with the tag ``consumer``. ``confirm`` gets a delivery tag, whether
+    it stands for all up to it, and whether they are stored. ``returned`` gets messages that nobody wants. ``ended`` is
+    called once the broker takes nothing more on the channel, which is ``over`` then. All of them are called in the
+    read callback: an exception ends the connection.
     """
 
+    consumer: str = ""
     deliver: Take | None = None
     confirm: Callable[[int, bool, bool], None] | None = None
     returned: Take | None = None
     ended: Callable[[], None]
     over: bool = False
+    _consumer: bytes = b""  # its tag, as it is in frames
     _message: Received | None = None  # one that lacks its header or some of its body
     _take: Take | None = None  # where it goes
     _missing: int = 0  # bytes of its body
     _parts: list[bytes] = field(default_factory=list[bytes])
+
+    def __post_init__(self) -> None:
+        self._consumer = encode.short_string(self.consumer)
 
     def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """Handle the frame with the payload ``data[start:end]``. False: the driver is to do it."""
@@ -54,8 +60,8 @@ class Track:
         if kind != METHOD:
             return False
         method = _METHOD.unpack_from(data, start)[0]
-        if method == _DELIVER and self.deliver is not None:
-            self._message, self._take = _delivery(data, start + 4), self.deliver
+        if method == _DELIVER and self.deliver is not None and data.startswith(self._consumer, start + 4):
+            self._message, self._take = _delivery(data, start + 4 + len(self._consumer)), self.deliver
             return True
         if method in _CONFIRMS and self.confirm is not None:
             tag, flags = _TAG.unpack_from(data, start + 4)
@@ -103,7 +109,7 @@ class Track:
 
 
 def _delivery(data: bytes, at: int) -> Received:
-    at += 1 + data[at]  # the consumer tag: a channel has one consumer
+    """Read Basic.Deliver behind its consumer tag."""
     tag, flags = _TAG.unpack_from(data, at)
     at += _TAG.size
     at += 1 + data[at]  # the exchange

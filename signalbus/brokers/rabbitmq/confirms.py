@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from aiormq.channel import Channel
 
 from ..base import CONFIRMED, RETURNED, PublishOutcome, PublishResult
+from .deadlines import Deadlines
 from .driver import DriverFailure
 from .lane import LaneReader, Received, Track
 
@@ -37,6 +38,10 @@ class Confirms(Protocol):
 
     def expect(self, message_id: str, size: int) -> Confirmation:
         """Return the future answer of the next message to be written."""
+        ...
+
+    async def wait(self, confirmation: Confirmation, deadline: float) -> None:
+        """Wait for an answer until the deadline, of the loop's clock."""
         ...
 
     def lose(self, failure: DriverFailure) -> None:
@@ -69,6 +74,10 @@ class DriverConfirms:
         confirmation.add_done_callback(answered)
         return confirmation
 
+    async def wait(self, confirmation: Confirmation, deadline: float) -> None:
+        """Wait for an answer until the deadline, of the loop's clock."""
+        await asyncio.wait([confirmation], timeout=max(deadline - self._loop.time(), 0.0))
+
     def lose(self, failure: DriverFailure) -> None:
         """Answer all that is open with `Lost`."""
         for confirmation in list(self._open.values()):
@@ -82,6 +91,7 @@ class LaneConfirms:
     def __init__(self, channel: Channel, lane: LaneReader, answered: Answered, ended: Callable[[], None]) -> None:
         self._answered = answered
         self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(self._loop)
         self._tag = 0
         # Ordered, as a confirm may stand for all up to it, and is to find the first of them at once.
         self._open: OrderedDict[int, tuple[Confirmation, str, int]] = OrderedDict()
@@ -95,6 +105,10 @@ class LaneConfirms:
         self._open[self._tag] = confirmation, message_id, size
         self._tags[message_id] = self._tag
         return confirmation
+
+    async def wait(self, confirmation: Confirmation, deadline: float) -> None:
+        """Wait for an answer until the deadline, of the loop's clock."""
+        await self._deadlines.wait(confirmation, deadline)
 
     def lose(self, failure: DriverFailure) -> None:
         """Answer all that is open with `Lost`."""

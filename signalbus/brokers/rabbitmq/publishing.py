@@ -23,6 +23,7 @@ from ...errors import Backpressure, BrokerUnavailable
 from ..base import CONFIRMED, RETURNED, PublishOutcome, PublishResult
 from .confirms import REFUSED, Confirmation, Confirms, DriverConfirms, LaneConfirms, Lost
 from .connection import Link
+from .deadlines import LATE
 from .driver import (
     ACCESS_REFUSED,
     NOT_FOUND,
@@ -100,6 +101,10 @@ class Sender:
         self._writer.write(frames)
         return confirmation
 
+    async def wait(self, confirmation: Confirmation, deadline: float) -> None:
+        """Wait for an answer until the deadline, of the loop's clock."""
+        await self._confirms.wait(confirmation, deadline)
+
     def _answered(self, size: int) -> None:
         self.answered = self._loop.time()
         self._in_flight -= 1
@@ -153,7 +158,11 @@ class Publisher:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        sender = await self._ready(deadline)
+        sender = self._sender
+        if sender is None or sender.dead is not None or self._link.blocked:
+            sender = await self._ready(deadline)
+        if len(envelopes) == 1 and sender.room.is_set() and sender.dead is None:
+            return [await self._publish_one(sender, envelopes[0], deadline, timeout)]
         sent: list[Confirmation | PublishOutcome] = []
         for envelope in envelopes:
             if not sender.room.is_set() and not await _wait(sender.room, deadline):
@@ -165,16 +174,29 @@ class Publisher:
             if loop.time() - sender.answered >= STUCK_SECONDS:
                 self._link.suspect(sender.channel.connection, DriverFailure("confirms do not come any more"))
             raise Backpressure(f"{self._link.server} answers too slowly: {WINDOW} messages are unconfirmed")
-        await _wait_all([item for item in sent if not isinstance(item, PublishOutcome) and not item.done()], deadline)
-        late = f"no confirm within {timeout:.1f} s"
+        # Confirms arrive nearly in order: waiting for the last one first wakes us once, not once for each.
+        for item in reversed(sent):
+            if not isinstance(item, PublishOutcome) and not item.done():
+                await sender.wait(item, deadline)
         outcomes = [
-            item if isinstance(item, PublishOutcome) else self._outcome(item, envelope, late)
+            item if isinstance(item, PublishOutcome) else self._outcome(item, envelope, timeout)
             for item, envelope in zip(sent, envelopes, strict=False)
         ]
         if self.refused is not None and any(item.result in _TAKEN for item in outcomes):
             self.refused = None
         unsent = PublishOutcome(PublishResult.REFUSED, "not sent: the broker answered too slowly, or was lost")
         return outcomes + [unsent] * (len(envelopes) - len(outcomes))
+
+    async def _publish_one(self, sender: Sender, envelope: Envelope, deadline: float, timeout: float) -> PublishOutcome:
+        """Do for a single message what `publish` does for many, in half the time."""
+        confirmation = self._send(sender, envelope)
+        if isinstance(confirmation, PublishOutcome):
+            return confirmation
+        await sender.wait(confirmation, deadline)
+        outcome = self._outcome(confirmation, envelope, timeout)
+        if self.refused is not None and outcome.result in _TAKEN:
+            self.refused = None
+        return outcome
 
     def _send(self, sender: Sender, envelope: Envelope) -> Confirmation | PublishOutcome:
         if len(envelope.body) > self.max_body:
@@ -184,17 +206,17 @@ class Publisher:
         except (TypeError, ValueError, OverflowError) as error:
             return PublishOutcome(PublishResult.REFUSED, f"it cannot be encoded: {error}")
 
-    def _outcome(self, confirmation: Confirmation, envelope: Envelope, late: str) -> PublishOutcome:
-        if not confirmation.done():
-            return PublishOutcome(PublishResult.UNKNOWN, late)
-        error = confirmation.exception()
+    def _outcome(self, confirmation: Confirmation, envelope: Envelope, timeout: float) -> PublishOutcome:
+        error = confirmation.exception() if confirmation.done() else None
         if isinstance(error, DeliveryError):
             return REFUSED
         if error is not None:
             return PublishOutcome(PublishResult.UNKNOWN, failure_of(error).reason)
-        answer = confirmation.result()
+        answer = confirmation.result() if confirmation.done() else LATE
         if isinstance(answer, PublishOutcome):
             return answer
+        if answer is LATE:
+            return PublishOutcome(PublishResult.UNKNOWN, f"no confirm within {timeout:.1f} s")
         if isinstance(answer, commands.Basic.Ack):
             return CONFIRMED
         if isinstance(answer, Lost):
@@ -288,28 +310,3 @@ async def _wait(event: asyncio.Event, deadline: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def _wait_all(waiting: Sequence[Confirmation], deadline: float) -> None:
-    # Confirms arrive nearly in order: waiting for the last one first wakes us once, not once for each.
-    for confirmation in reversed(waiting):
-        if not confirmation.done():
-            await _wait_answered(confirmation, deadline)
-
-
-async def _wait_answered(confirmation: Confirmation, deadline: float) -> None:
-    """Wait for an answer until the deadline, at a fraction of what `asyncio.wait` takes."""
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-
-    def wake(_: object = None) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    confirmation.add_done_callback(wake)
-    expiry = loop.call_at(deadline, wake)
-    try:
-        await waiter
-    finally:
-        expiry.cancel()
-        confirmation.remove_done_callback(wake)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import lru_cache
 from operator import attrgetter
 
@@ -21,6 +22,8 @@ _REMEMBERED = 1_024
 _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">BHIHHQH")  # frame, then class, weight, body size, flags
 _TEXT = struct.Struct(">sI")
+_TIME = struct.Struct(">Q")
+_SHORT = [bytes((length,)) for length in range(256)]
 _HEADER_KIND, _BODY_KIND, _END = 2, 3, b"\xce"
 _BASIC = commands.Basic.frame_id
 _FIXED = 14  # class, weight, body size and flags
@@ -29,7 +32,7 @@ _FIXED = 14  # class, weight, body size and flags
 def publication(
     channel: int, limit: int, exchange: str, key: str, properties: commands.Basic.Properties, body: bytes
 ) -> bytes:
-    """Return the frames of a mandatory publish; ``limit`` is the largest body of a frame.
+    """Return the frames of a mandatory publish. ``limit``: bytes of the body in one frame, at most.
 
     Raises TypeError, ValueError or OverflowError if it cannot be encoded.
     """
@@ -55,7 +58,7 @@ def _method(channel: int, exchange: str, key: str) -> bytes:
 def _properties(properties: commands.Basic.Properties) -> tuple[int, bytes]:
     flags = 0
     parts: list[bytes] = []
-    for (flag, write), value in zip(_WRITERS, _values_of(properties), strict=True):
+    for value, flag, write in zip(_values_of(properties), _FLAGS, _WRITERS, strict=True):
         if value is not None and value != "":
             flags |= flag
             parts.append(write(value))
@@ -82,11 +85,24 @@ def _name(name: str) -> bytes:
     return encode.field_table({name: None})[4:-1]  # without the table's size, and the mark of None
 
 
-_remembered = lru_cache(_REMEMBERED)(encode.short_string)
+def _short(text: str) -> bytes:
+    data = text.encode()
+    return _SHORT[len(data)] + data if len(data) < len(_SHORT) else encode.short_string(text)
+
+
+def _time(time: datetime) -> bytes:
+    return _TIME.pack(int(time.timestamp())) if time.tzinfo is not None else encode.timestamp(time)
+
+
+_remembered = lru_cache(_REMEMBERED)(_short)
 _writer_of: dict[str, Callable[..., bytes]] = {
     **{name: encode.METHODS[commands.Basic.Properties.amqp_type(name)] for name in _PROPERTIES},
-    "headers": _table,
     "content_type": _remembered,
+    "headers": _table,
+    "delivery_mode": lru_cache(encode.octet),
+    "message_id": _short,
+    "timestamp": _time,
     "message_type": _remembered,
 }
-_WRITERS = tuple((commands.Basic.Properties.flags[name], _writer_of[name]) for name in _PROPERTIES)
+_FLAGS = tuple(commands.Basic.Properties.flags[name] for name in _PROPERTIES)
+_WRITERS = tuple(_writer_of[name] for name in _PROPERTIES)

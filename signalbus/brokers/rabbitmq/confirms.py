@@ -88,7 +88,7 @@ class DriverConfirms:
 class LaneConfirms:
     """Matches them in the read callback."""
 
-    def __init__(self, channel: Channel, lane: LaneReader, answered: Answered, ended: Callable[[], None]) -> None:
+    def __init__(self, channel: int, lane: LaneReader, answered: Answered, ended: Callable[[], None]) -> None:
         self._answered = answered
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._loop)

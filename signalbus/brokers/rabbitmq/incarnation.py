@@ -7,13 +7,11 @@ somebody. An acknowledgement for them on another channel would close that one.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiormq.abc import AbstractChannel
-from aiormq.channel import Channel
 from pamqp import commands
 
 from ..base import Incoming
@@ -86,8 +84,7 @@ class Incarnation:
     def listen(self, consumer: str, take: Callable[[Received], None]) -> None:
         """Take what is delivered to ``consumer`` off the lane, if there is one, before the driver sees it."""
         if (lane := lane_of(self.channel)) is not None:
-            assert isinstance(self.channel, Channel)
-            lane.mark(self.channel, Track(consumer=consumer, deliver=take, ended=self._writer.kill))
+            lane.mark(self.channel.number, Track(consumer=consumer, deliver=take, ended=self._writer.kill))
 
     @property
     def unsettled(self) -> int:
@@ -144,19 +141,8 @@ class Incarnation:
         self._held.clear()
 
     def _acks(self) -> bytes:
-        """Return the acknowledgements of this turn of the loop.
-
-        One frame does for all up to the oldest delivery that is still in our hands: what is older is settled, be it
-        by a frame that went before. The broker's work for a quorum queue is by frame, not by delivery.
-        """
-        acked, self._acked = sorted(self._acked), []
-        number = self.channel.number
-        oldest = next(iter(self._held), None)
-        count = len(acked) if oldest is None else bisect_left(acked, oldest)
-        frames = [wire.ack(number, tag) for tag in acked[count:]]
-        if count:
-            frames.insert(0, wire.ack(number, acked[count - 1], multiple=True))
-        return b"".join(frames)
+        acked, self._acked = self._acked, []
+        return wire.acks(self.channel.number, acked, oldest_held=next(iter(self._held), None))
 
     def _forget(self, handle: Handle) -> None:
         handle.held = False

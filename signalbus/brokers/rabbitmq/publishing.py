@@ -81,7 +81,7 @@ class Sender:
         self._confirms: Confirms = (
             DriverConfirms(channel, self._answered)
             if lane is None
-            else LaneConfirms(channel, lane, self._answered, self._writer.kill)
+            else LaneConfirms(channel.number, lane, self._answered, self._writer.kill)
         )
         on_closed(channel, self._on_closed)
 

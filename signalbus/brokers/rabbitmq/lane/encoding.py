@@ -7,12 +7,13 @@ and what is rare is left to pamqp.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
 
 from pamqp import commands, encode, frame
+from pamqp.common import FieldTable
 
 _PROPERTIES = tuple(commands.Basic.Properties.__slots__)
 _values_of = attrgetter(*_PROPERTIES)
@@ -65,9 +66,7 @@ def _properties(properties: commands.Basic.Properties) -> tuple[int, bytes]:
     return flags, b"".join(parts)
 
 
-def _table(headers: Mapping[str, object]) -> bytes:
-    if type(headers) is not dict:
-        return encode.field_table(headers)  # type: ignore[arg-type]  # which knows what to say of it
+def _table(headers: FieldTable) -> bytes:
     parts: list[bytes] = []
     for name, value in headers.items():
         parts.append(_name(name))
@@ -91,7 +90,7 @@ def _short(text: str) -> bytes:
 
 
 def _time(time: datetime) -> bytes:
-    return _TIME.pack(int(time.timestamp())) if time.tzinfo is not None else encode.timestamp(time)
+    return _TIME.pack(int(time.timestamp())) if time.tzinfo is UTC else encode.timestamp(time)
 
 
 _remembered = lru_cache(_REMEMBERED)(_short)

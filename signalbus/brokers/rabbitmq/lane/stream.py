@@ -38,8 +38,9 @@ class LaneReader(asyncio.StreamReader):
     What is no stream of frames goes to the driver as it is, from there on: it knows how to fail.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, beat: float = BEAT_SECONDS) -> None:
         super().__init__(BUFFER, loop)
+        self.beat = beat
         self.blocked = False  # the broker takes no publishes for now
         self.largest_frame = HANDSHAKE_FRAME
         self._clock = loop.time
@@ -53,9 +54,9 @@ class LaneReader(asyncio.StreamReader):
         self._full = False
         self._waiting: dict[Callable[[], None], None] = {}
 
-    def mark(self, channel: Channel, track: Track) -> None:
-        """Take the hot frames of a channel from now on, until it is closed."""
-        self._tracks[channel.number] = track
+    def mark(self, channel: int, track: Track) -> None:
+        """Take the hot frames of the channel with this number from now on, until it is closed."""
+        self._tracks[channel] = track
 
     # Reading
 
@@ -108,7 +109,7 @@ class LaneReader(asyncio.StreamReader):
             self._keep(data[at:])
         others.append(data[begin:at])
         # Between whole frames, so the driver cannot tell it from the broker's own.
-        return b"".join(others) or (_HEARTBEAT if begin and self._clock() - self._shown >= BEAT_SECONDS else b"")
+        return b"".join(others) or (_HEARTBEAT if begin and self._clock() - self._shown >= self.beat else b"")
 
     def _keep(self, rest: bytes) -> None:
         self._rest.append(rest)

@@ -586,7 +586,7 @@ async def test_a_channel_that_the_broker_closes_takes_no_connection_along(
     brokers: Brokers, raw: AbstractChannel
 ) -> None:
     """A publish behind the driver's Close-Ok would cost the whole connection (504); the lane stops before it."""
-    broker = await brokers.open()
+    broker = await brokers.open(options=f"{FAST}&lane=on")
     sink = brokers.sink(await brokers.serve(broker))
     stop = asyncio.Event()
 

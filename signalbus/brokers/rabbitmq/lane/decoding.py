@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from pamqp import commands
 from pamqp.header import ContentHeader
@@ -38,9 +38,10 @@ _MESSAGE_ID, _TIMESTAMP, _TYPE = _flag["message_id"], _flag["timestamp"], _flag[
 _UNUSUAL = 0xFFFF & ~(_CONTENT_TYPE | _HEADERS | _DELIVERY_MODE | _MESSAGE_ID | _TIMESTAMP | _TYPE)
 
 
-@dataclass(frozen=True, slots=True)
-class Properties:
+class Properties(NamedTuple):
     """The properties of a message that mean something to us. ``malformed``: why they could not be read, if so."""
+
+    # A tuple is made in half the time of a frozen dataclass.
 
     headers: Mapping[str, object]
     content_type: str | None = None

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from aiormq.abc import AbstractChannel
+from aiormq.exceptions import InvalidFrameError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import commands, frame
@@ -356,6 +357,15 @@ async def test_row_58_a_hot_frame_with_a_wrong_end_goes_to_the_driver() -> None:
     end.feed(wrong)
     assert end.confirmed == []
     assert await end.for_driver() == wrong
+
+
+async def test_a_message_within_another_is_an_error_that_ends_the_connection() -> None:
+    end = endpoint()
+    whole = delivery(1, False, "a", commands.Basic.Properties(), b"x" * (2 * LIMIT)).data
+    end.feed(whole[: -LIMIT - 8])  # without the last frame
+    with pytest.raises(InvalidFrameError, match="delivery 1"):
+        end.feed(encoded([commands.Basic.Deliver(CONSUMER, 2, False, "x", "k")]))
+    assert end.delivered == []
 
 
 async def test_a_frame_that_the_end_of_the_stream_cuts_goes_to_the_driver() -> None:

@@ -20,7 +20,9 @@ from .track import METHOD, Track
 
 BEAT_SECONDS = 1.0  # between heartbeats shown to the driver, whose patience is six seconds at the least
 BUFFER = 64 * 1024
-HANDSHAKE_FRAME = 1024 * 1024  # bytes of a frame, until the limit is negotiated
+# Bytes of a frame; what claims to be larger is none. RabbitMQ's own limit is 128 KiB, if its operator set no other, but
+# it does not hold for the headers of a delivery, which grow on their way.
+LARGEST_FRAME = 16 * 1024 * 1024
 
 _FRAME = struct.Struct(">BHI")
 _AROUND = _FRAME.size + 1  # bytes of a frame besides its payload
@@ -42,7 +44,7 @@ class LaneReader(asyncio.StreamReader):
         super().__init__(BUFFER, loop)
         self.beat = beat
         self.blocked = False  # the broker takes no publishes for now
-        self.largest_frame = HANDSHAKE_FRAME
+        self.largest_frame = LARGEST_FRAME
         self._clock = loop.time
         self._shown = loop.time()  # when the driver got its newest frame
         self._tracks: dict[int, Track] = {}
@@ -186,7 +188,7 @@ async def open_lane(url: URL, context: SSLContext | None) -> tuple[LaneReader, a
 def attach(connection: AbstractConnection, lane: LaneReader) -> None:
     """Make the lane of a connection known to its channels, once it is connected."""
     assert isinstance(connection, Connection)
-    lane.largest_frame = connection.connection_tune.frame_max
+    lane.largest_frame = max(LARGEST_FRAME, connection.connection_tune.frame_max + _AROUND)
     setattr(connection, _LANE, lane)
 
 

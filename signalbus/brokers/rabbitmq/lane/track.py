@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from aiormq.exceptions import InvalidFrameError
 from pamqp import commands, constants, encode
 
 from .decoding import NO_PROPERTIES, Received, read_header
@@ -44,7 +45,7 @@ class Track:
     over: bool = False
     _consumer: bytes = b""  # its tag, as it is in frames
     _message: Received | None = None  # one that lacks its header or some of its body
-    _take: Take | None = None  # where it goes
+    _receiver: Take | None = None  # where it goes
     _missing: int = 0  # bytes of its body
     _parts: list[bytes] = field(default_factory=list[bytes])
 
@@ -61,19 +62,24 @@ class Track:
             return False
         method = _METHOD.unpack_from(data, start)[0]
         if method == _DELIVER and self.deliver is not None and data.startswith(self._consumer, start + 4):
-            self._message, self._take = _delivery(data, start + 4 + len(self._consumer)), self.deliver
+            self._begin(_delivery(data, start + 4 + len(self._consumer)), self.deliver)
             return True
         if method in _CONFIRMS and self.confirm is not None:
             tag, flags = _TAG.unpack_from(data, start + 4)
             self.confirm(tag, bool(flags & _FLAG), method == _ACK)
             return True
         if method == _RETURN and self.returned is not None:
-            self._message, self._take = Received(0, False, "", NO_PROPERTIES, b""), self.returned
+            self._begin(Received(0, False, "", NO_PROPERTIES, b""), self.returned)
             return True
         if method in _ENDS:
             self.over = True
             self.ended()
         return False
+
+    def _begin(self, message: Received, receiver: Take) -> None:
+        if self._message is not None:
+            raise InvalidFrameError(f"a message begins before the end of delivery {self._message.tag}")
+        self._message, self._receiver = message, receiver
 
     def _header(self, data: bytes, start: int, end: int) -> bool:
         if self._message is None or end - start < _LEAST_HEADER:
@@ -89,23 +95,20 @@ class Track:
             return False
         part = data[start:end]
         self._missing = max(0, self._missing - len(part))
-        if self._missing:
+        if self._missing or self._parts:
             self._parts.append(part)
-        elif self._parts:
-            self._parts.append(part)
-            self._complete(b"".join(self._parts))
-        else:
-            self._complete(part)
+        if not self._missing:
+            self._complete(b"".join(self._parts) if self._parts else part)
         return True
 
     def _complete(self, body: bytes) -> None:
-        message, take = self._message, self._take
+        message, receiver = self._message, self._receiver
         assert message is not None
-        assert take is not None
+        assert receiver is not None
         message.body = body
-        self._message = self._take = None
+        self._message = self._receiver = None
         self._parts.clear()
-        take(message)
+        receiver(message)
 
 
 def _delivery(data: bytes, at: int) -> Received:

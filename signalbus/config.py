@@ -20,6 +20,7 @@ DEFAULT_URL = "sqlite:///signalbus.db"
 
 Durability = Literal["full", "normal"]
 QueueType = Literal["quorum", "classic"]
+Lane = Literal["on", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class RabbitUrl:
     silent_after: float = 15.0  # seconds of ready messages with no delivery before a consumer is recycled
     backoff_cap: float = 10.0  # seconds between attempts to reconnect, at most
     lease_renewal: float = 300.0  # seconds; well below the broker's consumer_timeout (30 minutes)
+    lane: Lane = "on"  # "off": every frame through the driver, several times slower
     ca: Path | None = None  # certificate authority for amqps, PEM; None: the system's
 
 
@@ -131,7 +133,9 @@ def _sqlite(url: str) -> SqliteUrl:
 
 def _rabbit(url: str) -> RabbitUrl:
     parts = urlsplit(url)
-    options = _options(parts, "prefix", "queue_type", "heartbeat", "silent_after", "backoff_cap", "lease_renewal", "ca")
+    options = _options(
+        parts, "prefix", "queue_type", "heartbeat", "silent_after", "backoff_cap", "lease_renewal", "lane", "ca"
+    )
     user, at, hosts = parts.netloc.rpartition("@")
     if not hosts:
         raise ConfigError(f"{masked(url)!r} names no host; use amqp://user:password@host/vhost")
@@ -161,6 +165,7 @@ def _rabbit(url: str) -> RabbitUrl:
         silent_after=_number(options, "silent_after", 15.0),
         backoff_cap=_number(options, "backoff_cap", 10.0),
         lease_renewal=_number(options, "lease_renewal", 300.0),
+        lane=cast("Lane", _choice(options, "lane", get_args(Lane), "on")),
         ca=Path(options["ca"]) if "ca" in options else None,
     )
 

@@ -35,9 +35,10 @@ def test_rabbitmq_urls_name_servers_and_options() -> None:
         prefix="x.y",
         silent_after=3.0,
     )
-    own_ca = parse_url("amqps://h/?ca=/etc/ca.pem&backoff_cap=0.5")
+    own_ca = parse_url("amqps://h/?ca=/etc/ca.pem&backoff_cap=0.5&lane=off")
     assert isinstance(own_ca, RabbitUrl)
-    assert (own_ca.ca, own_ca.backoff_cap) == (Path("/etc/ca.pem"), 0.5)
+    assert (own_ca.ca, own_ca.backoff_cap, own_ca.lane) == (Path("/etc/ca.pem"), 0.5, "off")
+    assert plain.lane == "on"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_rabbitmq_urls_name_servers_and_options() -> None:
         ("sqlite://host/bus.db", "names a host"),
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "keep no promise"),
+        ("amqp://h?lane=fast", "lane is 'fast'; valid are on, off"),
         ("sqlite:///bus.db?durabilty=normal", "did you mean 'durability'"),
         ("sqlite:///bus.db?zzz=1", "valid are durability"),
         ("sqlite:///bus.db?durability=none", "full, normal"),

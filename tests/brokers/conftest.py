@@ -16,8 +16,9 @@ RABBITMQ_OPTIONS = "backoff_cap=0.5&silent_after=3"
 
 @pytest.fixture
 def rabbitmq_options(broker: str) -> str:
-    """Query of the URL for the `broker` parameter, which names the type of queue."""
-    return f"queue_type={broker.removeprefix('rabbitmq-')}&{RABBITMQ_OPTIONS}"
+    """Query of the URL for the `broker` parameter, which names the type of queue, and whether to do without a lane."""
+    queue_type, _, without_lane = broker.removeprefix("rabbitmq-").partition("-")
+    return f"queue_type={queue_type}&lane={'off' if without_lane else 'on'}&{RABBITMQ_OPTIONS}"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The contract suite on RabbitMQ, with both types of queues."""
+"""The contract suite on RabbitMQ, with both types of queues, and with every frame left to the driver."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.brokers.suite import NAMES, SUITE
 from tests.brokers.world import World
 
 pytestmark = pytest.mark.rabbitmq
-KINDS = ["rabbitmq-quorum", "rabbitmq-classic"]
+KINDS = ["rabbitmq-quorum", "rabbitmq-classic", "rabbitmq-quorum-nolane"]
 
 
 @pytest.mark.parametrize("behaviour", SUITE, ids=NAMES)

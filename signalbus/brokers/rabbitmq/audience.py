@@ -6,12 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from aiormq.abc import DeliveredMessage
-
 from ...errors import BrokerError, ConfigError
 from ...patterns import parse
 from .connection import Link
 from .inbox import Inbox
+from .lane import Received
 from .notes import Note
 from .post import Post
 from .registry import Registry
@@ -97,7 +96,7 @@ class Audience:
                     self._read_at = began
             return self._durable
 
-    def _on_change(self, message: DeliveredMessage) -> None:
+    def _on_change(self, message: Received) -> None:
         self._forget()
 
     def _forget(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from aiormq.abc import AbstractConnection
 
@@ -273,20 +274,23 @@ class RabbitBroker:
     async def publish(self, batch: Sequence[EncodedSignal], timeout: float) -> Sequence[PublishOutcome]:
         """Store a batch, pipelined."""
         self._check_open()
-        exchange, now, next_id = self._topology.signals, utc_now(), self._signals.next_id
-        refused: dict[int, PublishOutcome] = {}
-        envelopes: list[Envelope] = []
-        for index, signal in enumerate(batch):
-            problem = wire.problem_of(signal)
-            if problem is None:
-                envelopes.append(Envelope(exchange, signal.type, wire.properties(signal, next_id(), now), signal.body))
-            else:
-                refused[index] = PublishOutcome(PublishResult.REFUSED, problem)
-        outcomes = await self._signals.publish(envelopes, timeout) if envelopes else []
-        if not refused:
-            return outcomes
-        rest = iter(outcomes)
-        return [refused.get(index) or next(rest) for index in range(len(batch))]
+        now = utc_now()
+        if len(batch) == 1:
+            envelope = self._envelope(batch[0], now)
+            return (
+                [envelope] if isinstance(envelope, PublishOutcome) else await self._signals.publish([envelope], timeout)
+            )
+        prepared = [self._envelope(signal, now) for signal in batch]
+        envelopes = [item for item in prepared if not isinstance(item, PublishOutcome)]
+        outcomes = iter(await self._signals.publish(envelopes, timeout) if envelopes else ())
+        return [item if isinstance(item, PublishOutcome) else next(outcomes) for item in prepared]
+
+    def _envelope(self, signal: EncodedSignal, now: datetime) -> Envelope | PublishOutcome:
+        problem = wire.problem_of(signal)
+        if problem is not None:
+            return PublishOutcome(PublishResult.REFUSED, problem)
+        properties = wire.properties(signal, self._signals.next_id(), now)
+        return Envelope(self._topology.signals, signal.type, properties, signal.body)
 
     # State
 

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from pamqp import commands
 
@@ -22,13 +21,15 @@ from ...codec import EncodedSignal
 from ...errors import Backpressure, BrokerError, BusClosed, InvalidSignal
 from ..base import Answer, AnswerKind, PublishOutcome, PublishResult
 from . import dialogue, wire
-from .driver import DriverFailure, call, on_closed
-from .publishing import Confirmation, Envelope, Publisher
+from .confirms import Confirmation
+from .deliveries import consume
+from .driver import DriverFailure, on_closed
+from .lane import Received
+from .publishing import Envelope, Publisher
 from .topology import Topology
 
 log = logging.getLogger(__name__)
 
-STEP_SECONDS = 10.0
 BARRIER_SECONDS = 1.0
 
 _OUTCOMES = {
@@ -111,7 +112,7 @@ class Calls:
 
     async def listen(self, channel: Channel) -> None:
         """Hear the answers on a new channel, before anything is asked on it. Raises `DriverFailure`."""
-        await call(channel.basic_consume(dialogue.REPLY_QUEUE, _nobody, no_ack=True), STEP_SECONDS)
+        await consume(channel, dialogue.REPLY_QUEUE, self._hear, no_ack=True)
         on_closed(channel, lambda failure: self._lost(channel, failure))
 
     async def wait_heard(self) -> None:
@@ -123,7 +124,7 @@ class Calls:
         assert self._publisher is not None
         header = commands.Basic.Properties(message_id=self._publisher.next_id(), delivery_mode=1)
         try:
-            await self._publisher.publish_one(Envelope("", self._topology.requests(""), header, b""), BARRIER_SECONDS)
+            await self._publisher.publish([Envelope("", self._topology.requests(""), header, b"")], BARRIER_SECONDS)
         except BrokerError as error:
             log.debug("not sure to have heard every answer: %s", error)
 
@@ -136,15 +137,15 @@ class Calls:
     def _confirmed(self, asked: Call, confirmation: Confirmation, envelope: Envelope) -> None:
         if confirmation.cancelled() or asked.answered.done():
             return
-        if confirmation.exception() is None and isinstance(confirmation.result(), commands.Basic.Ack):
-            return
         assert self._publisher is not None
-        outcome = self._publisher.outcome(confirmation, envelope, "")
+        outcome = self._publisher.outcome(confirmation, envelope, 0.0)
+        if outcome.result is PublishResult.CONFIRMED:
+            return
         asked.end(_OUTCOMES[outcome.result], outcome.reason or f"nobody responds to {asked.request_type!r}")
 
-    def hear(self, message: DeliveredMessage) -> None:
+    def _hear(self, message: Received) -> None:
         """Take what a responder says."""
-        asked = self._open.get(message.header.properties.correlation_id or "")
+        asked = self._open.get(message.properties.correlation_id or "")
         if asked is None or asked.answered.done():
             self._counters["replies_late"] += 1
             return
@@ -168,7 +169,3 @@ async def _wait_room(room: asyncio.Event, deadline: float) -> None:
             await room.wait()
     except TimeoutError as error:
         raise Backpressure("too many requests are being sent: none was confirmed in time") from error
-
-
-async def _nobody(message: DeliveredMessage) -> None:
-    """Take nothing: deliveries come the short way."""

@@ -26,6 +26,7 @@ from yarl import URL
 from ...config import RabbitUrl
 from ...errors import BrokerUnavailable
 from .driver import ACCESS_REFUSED, NOT_ALLOWED, DriverFailure, call, close_quietly, on_closed
+from .lane import LaneReader, attach, open_lane
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,19 @@ class Trouble:
 class _Transports:
     """Makes the sockets of one connection and remembers them, so that they can be dropped without their consent."""
 
-    def __init__(self, *, tls: bool) -> None:
-        self._factory = TLSTransportFactory() if tls else TCPTransportFactory()
+    def __init__(self, *, tls: bool, lane: bool) -> None:
+        self.lane: LaneReader | None = None
+        self._tls = tls
+        self._wants_lane = lane
         self._writer: asyncio.StreamWriter | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, self._writer = await self._factory.create(url, **kwargs)
+        if self._wants_lane:
+            context = await kwargs["ssl_context_provider"].get_context() if self._tls else None
+            self.lane, self._writer = await open_lane(url, context)
+            return self.lane, self._writer
+        factory = TLSTransportFactory() if self._tls else TCPTransportFactory()
+        reader, self._writer = await factory.create(url, **kwargs)
         return reader, self._writer
 
     def abort(self) -> None:
@@ -130,8 +138,10 @@ class Link:
     def blocked(self) -> bool:
         """Whether the broker has told this connection to publish nothing for now."""
         connection = self._connection
-        if connection is None:
+        if connection is None or self._transports is None:
             return False
+        if self._transports.lane is not None:
+            return self._transports.lane.blocked
         # The driver keeps its flag to itself, and offers only to wait for it: one step of that wait tells.
         waiting = connection.ready()
         try:
@@ -193,7 +203,7 @@ class Link:
 
     async def _serve(self, server: str) -> None:
         """Connect, prepare and wait for the loss. Always ends in `DriverFailure`, or cancelled."""
-        transports = _Transports(tls=server.startswith("amqps"))
+        transports = _Transports(tls=server.startswith("amqps"), lane=self._url.lane == "on")
         options = f"heartbeat={self._url.heartbeat}&name={quote(f'{self.name} {self.role}')}"
         connection = aio_pika.Connection(URL(f"{server}?{options}"), ssl_context=await self._context(server))
         connection.kwargs["transport_factory"] = transports
@@ -208,6 +218,8 @@ class Link:
             assert connection.transport is not None
             driver = connection.transport.connection
             on_closed(driver, on_lost)
+            if transports.lane is not None:
+                attach(driver, transports.lane)
             await self._prepared(driver)
             if not lost.done():
                 self._connection, self._transports, self.problem = driver, transports, None

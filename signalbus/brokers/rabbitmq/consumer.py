@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.abc import AbstractChannel, AbstractConnection
 
 from ...delivery import Ack, DeadLetter, Release, RetryLater, Settlement
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
@@ -16,9 +16,11 @@ from ..base import Incoming
 from . import delays
 from .connection import Backoff, Link
 from .copies import Copies, NotStored
+from .deliveries import consume
 from .driver import DriverFailure, call, close_quietly
 from .incarnation import Handle, Incarnation, Releases
 from .intake import Intake
+from .lane import Received
 from .subscriptions import Subscriptions
 from .tasks import Keeper, end
 
@@ -221,7 +223,7 @@ class RabbitConsumer:
         channel = await self._open(connection)
         incarnation = self.incarnation = Incarnation(channel, declared, parts.releases)
 
-        async def on_message(message: DeliveredMessage) -> None:
+        def take(message: Received) -> None:
             if incarnation.alive:
                 self._intake.take(message, incarnation)
 
@@ -229,8 +231,7 @@ class RabbitConsumer:
             await call(channel.basic_qos(prefetch_count=self.prefetch), STEP_SECONDS)
             if self.stopped.is_set():
                 return
-            answer = await call(channel.basic_consume(declared.queue, on_message), STEP_SECONDS)
-            incarnation.tag = answer.consumer_tag or ""
+            incarnation.tag = await consume(channel, declared.queue, take)
             await parts.subscriptions.verify(declared, connection)
             if self.stopped.is_set():
                 return

@@ -10,12 +10,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.abc import AbstractChannel, AbstractConnection
 
 from ..base import StoredDeadLetter
 from . import wire
 from .control import counts, opened
+from .deliveries import consume
 from .driver import FrameWriter, call
+from .lane import Received
 from .topology import Topology
 
 STEP_SECONDS = 10.0
@@ -36,7 +38,7 @@ async def read_dead_letters(
     found: list[tuple[StoredDeadLetter, int]] = []
     async with opened(connection) as channel:
         while messages := await _take(channel, topology.dead, batch):
-            found += [(wire.read_dead_letter(message, prefix), message.delivery_tag or 0) for message in messages]
+            found += [(wire.read_dead_letter(message, prefix), message.tag) for message in messages]
             if len(messages) < batch or (len(found) >= limit and not messages[-1].redelivered):
                 break
         found.sort(key=lambda item: item[0].at)
@@ -45,12 +47,12 @@ async def read_dead_letters(
     return [replace(letter, position=position) for position, (letter, _) in enumerate(found[:limit])]
 
 
-async def _take(channel: AbstractChannel, queue: str, batch: int) -> Sequence[DeliveredMessage]:
+async def _take(channel: AbstractChannel, queue: str, batch: int) -> Sequence[Received]:
     """Take up to ``batch`` messages that wait."""
-    messages: list[DeliveredMessage] = []
+    messages: list[Received] = []
     arrived = asyncio.Event()
 
-    async def take(message: DeliveredMessage) -> None:
+    def take(message: Received) -> None:
         messages.append(message)
         arrived.set()
 
@@ -59,7 +61,7 @@ async def _take(channel: AbstractChannel, queue: str, batch: int) -> Sequence[De
     if not wanted:
         return messages
     await call(channel.basic_qos(prefetch_count=wanted), STEP_SECONDS)
-    answer = await call(channel.basic_consume(queue, take), STEP_SECONDS)
+    tag = await consume(channel, queue, take)
     try:
         while len(messages) < wanted:
             arrived.clear()
@@ -68,7 +70,7 @@ async def _take(channel: AbstractChannel, queue: str, batch: int) -> Sequence[De
     except TimeoutError:
         pass
     # Or what is put back would be handed to us again.
-    await call(channel.basic_cancel(answer.consumer_tag or ""), STEP_SECONDS)
+    await call(channel.basic_cancel(tag), STEP_SECONDS)
     return messages
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from ...codec import EncodedSignal, HeaderValue
 from ..base import Answer, AnswerKind
-from . import tolerant, wire
-from .notes import headers_of
+from . import wire
+from .lane import Received
 
 REPLY_QUEUE = "amq.rabbitmq.reply-to"
 #: What RabbitMQ makes of it for the responder. Nothing is ever published to other addresses.
@@ -75,12 +74,11 @@ def request(signal: EncodedSignal, id: str, remaining: float, now: float) -> com
     )
 
 
-def read_request(message: DeliveredMessage, now: float) -> Asked | str:
+def read_request(message: Received, now: float) -> Asked | str:
     """Read a request, or return why it is refused. ``now`` is the time of day in seconds."""
-    found = message.header.properties
-    problem = tolerant.malformed(message.header)
-    if problem is not None:
-        return problem
+    found = message.properties
+    if found.malformed is not None:
+        return found.malformed
     reply_to, correlation = found.reply_to or "", found.correlation_id or ""
     if not reply_to.startswith(REPLY_ADDRESS):
         return f"it wants its answer at {reply_to[:80]!a}"
@@ -92,7 +90,7 @@ def read_request(message: DeliveredMessage, now: float) -> Asked | str:
     return Asked(
         signal=incoming.signal,
         remaining=_remaining(message, now),
-        redelivered=bool(message.redelivered),
+        redelivered=message.redelivered,
         reply_to=reply_to,
         correlation=correlation,
     )
@@ -114,9 +112,9 @@ def notice(kind: str, correlation: str, message_id: str, session: str) -> comman
     return _said({ANSWER: kind, SESSION: session}, correlation, message_id, None)
 
 
-def read_answer(message: DeliveredMessage) -> Said | None:
+def read_answer(message: Received) -> Said | None:
     """Read what a responder says; None if it cannot be read."""
-    headers = headers_of(message)
+    headers = message.properties.headers
     kind, session = headers.get(ANSWER), headers.get(SESSION)
     if not isinstance(kind, str) or not isinstance(session, str):
         return None
@@ -127,7 +125,7 @@ def read_answer(message: DeliveredMessage) -> Said | None:
         return None
     content_type, reason = headers.get(wire.CONTENT_TYPE), headers.get(wire.REASON)
     if not isinstance(content_type, str):
-        content_type = message.header.properties.content_type
+        content_type = message.properties.content_type
     text = reason if isinstance(reason, str) else ""
     return Said(kind=kind, session=session, answer=Answer(known, message.body, content_type, session, text))
 
@@ -144,8 +142,8 @@ def _said(
     )
 
 
-def _remaining(message: DeliveredMessage, now: float) -> float:
-    headers = headers_of(message)
+def _remaining(message: Received, now: float) -> float:
+    headers = message.properties.headers
     remaining, until = headers.get(REMAINING), headers.get(UNTIL)
     if not isinstance(remaining, int) or remaining <= 0:
         return MAX_MILLISECONDS / 1000  # a stranger's: it waits as long as it says to itself

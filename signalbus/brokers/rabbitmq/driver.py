@@ -16,6 +16,8 @@ from aiormq.abc import AbstractBase, AbstractChannel, ChannelFrame
 from aiormq.channel import Channel
 from pamqp import commands
 
+from .lane import lane_of
+
 T = TypeVar("T")
 
 ACCESS_REFUSED = 403
@@ -149,11 +151,14 @@ class FrameWriter:
     """Writes frames of one channel in the order of the calls, together once a turn of the event loop.
 
     One write for many frames is what makes publishing and acknowledging fast. Callers bound what is in flight.
+    ``last`` returns frames that are only known at the end of a turn, which `schedule` announces.
     """
 
-    def __init__(self, channel: AbstractChannel) -> None:
+    def __init__(self, channel: AbstractChannel, last: Callable[[], bytes] | None = None) -> None:
         assert isinstance(channel, Channel)
+        self._lane = lane_of(channel)
         self._queue = cast("asyncio.Queue[ChannelFrame]", channel.write_queue)  # pyright: ignore[reportUnknownMemberType]
+        self._last = last
         self._pending: list[bytes] = []
         self._scheduled = False
         self._dead = False
@@ -161,26 +166,40 @@ class FrameWriter:
 
     def write(self, frames: bytes) -> None:
         """Hand frames over; does not block."""
-        if self._dead:
-            return
-        self._pending.append(frames)
+        if not self._dead:
+            self._pending.append(frames)
+            self.schedule()
+
+    def schedule(self) -> None:
+        """Flush at the end of this turn of the loop."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Pass everything on to the connection now, if it takes it."""
-        if self._dead or not self._pending:
-            self._scheduled = False
-            return
-        try:
-            self._queue.put_nowait(ChannelFrame(b"".join(self._pending), should_close=False))
-        except asyncio.QueueFull:
-            self._scheduled = True
-            self._loop.call_later(RETRY_FLUSH_SECONDS, self.flush)
-            return
-        self._pending.clear()
         self._scheduled = False
+        if self._dead:
+            return
+        if self._last is not None and (frames := self._last()):
+            self._pending.append(frames)
+        if not self._pending or self._passed_on(b"".join(self._pending)):
+            self._pending.clear()
+            return
+        self._scheduled = True
+        if self._lane is not None:
+            self._lane.when_writable(self.flush)
+        else:
+            self._loop.call_later(RETRY_FLUSH_SECONDS, self.flush)
+
+    def _passed_on(self, frames: bytes) -> bool:
+        if self._lane is not None:
+            return self._lane.write(frames)
+        try:
+            self._queue.put_nowait(ChannelFrame(frames, should_close=False))
+        except asyncio.QueueFull:
+            return False
+        return True
 
     async def drain(self, timeout: float) -> None:
         """Wait until everything is passed on, or the channel is dead."""

@@ -6,13 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from aiormq.abc import DeliveredMessage
-
+from .lane import Received
 from .notes import Malformed, Note, kind_of
 
 log = logging.getLogger(__name__)
 
-Take = Callable[[DeliveredMessage], None]
+Take = Callable[[Received], None]
 
 
 class Inbox:
@@ -27,7 +26,7 @@ class Inbox:
         """Call ``take`` for messages of a kind. It may raise `Malformed`, and must not block."""
         self._takers[kind.value] = take
 
-    async def take(self, message: DeliveredMessage) -> None:
+    def take(self, message: Received) -> None:
         """Take a message, from anybody."""
         kind = kind_of(message)
         taker = self._takers.get(kind) if isinstance(kind, str) else None

@@ -16,6 +16,7 @@ from pamqp import commands
 from ..base import Incoming
 from . import wire
 from .driver import DriverFailure, FrameWriter, on_closed
+from .lane import Track, lane_of
 from .subscriptions import Declared
 
 REMEMBERED = 10_000  # messages given back and not seen again, at most
@@ -73,7 +74,10 @@ class Incarnation:
         self.deliveries = 0
         self._held: dict[int, Incoming] = {}
         self._releases = releases
-        self._writer = FrameWriter(channel)
+        self._writer = FrameWriter(channel, self._acks)
+        self._acked: list[int] = []  # in this turn of the loop
+        if (lane := lane_of(channel)) is not None:
+            lane.mark(channel.number, Track(ended=self._writer.kill))
         # Callbacks that call the driver would stop its reader for ever; these only note what happened.
         on_closed(channel, self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
@@ -101,7 +105,8 @@ class Incarnation:
     def ack(self, handle: Handle) -> None:
         """Acknowledge a delivery. Only written, as AMQP confirms no acknowledgement: lost, the delivery comes again."""
         self._forget(handle)
-        self._writer.write(wire.ack(self.channel.number, handle.tag))
+        self._acked.append(handle.tag)
+        self._writer.schedule()
 
     def release(self, handle: Handle) -> None:
         """Give a delivery back to its place in the queue."""
@@ -130,6 +135,10 @@ class Incarnation:
                 if handle.timer is not None:
                     handle.timer.cancel()
         self._held.clear()
+
+    def _acks(self) -> bytes:
+        acked, self._acked = self._acked, []
+        return wire.acks(self.channel.number, acked, oldest_held=next(iter(self._held), None))
 
     def _forget(self, handle: Handle) -> None:
         handle.held = False

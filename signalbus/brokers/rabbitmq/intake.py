@@ -11,12 +11,11 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-from aiormq.abc import DeliveredMessage
-
 from ..base import Incoming
 from . import delays, wire
 from .copies import Copies, NotStored
 from .incarnation import Handle, Incarnation, Releases
+from .lane import Received
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +63,12 @@ class Intake:
 
     # For the channel
 
-    def take(self, message: DeliveredMessage, incarnation: Incarnation) -> None:
+    def take(self, message: Received, incarnation: Incarnation) -> None:
         """Take a message."""
         declared = incarnation.declared
         read = wire.read(message, counted=declared.counted)
         incoming = read.incoming
-        handle = incarnation.hold(incoming, message.delivery_tag or 0, read.message_id)
+        handle = incarnation.hold(incoming, message.tag, read.message_id)
         incarnation.deliveries += 1
         if self._closed:
             incarnation.release(handle)

@@ -10,12 +10,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel
 
 from ...errors import BrokerError
 from ..base import PublishResult
 from . import wire
+from .deliveries import consume
 from .driver import FrameWriter, call, close_quietly
+from .lane import Received
 from .notes import Malformed, Note, kind_of, number_of
 from .post import Post
 
@@ -53,8 +55,7 @@ class Lease:
     async def start(self) -> None:
         """Be ready for tokens. From then on others see that the session lives."""
         await call(self._channel.basic_qos(prefetch_count=TOKENS), STEP_SECONDS)
-        answer = await call(self._channel.basic_consume(self.queue, self._take), STEP_SECONDS)
-        self._consumer = answer.consumer_tag or ""
+        self._consumer = await consume(self._channel, self.queue, self._take)
 
     async def renew(self, body: bytes, timeout: float) -> bool:
         """Take a new token, then let the old one go; False if there is none in time: the old one is kept."""
@@ -100,8 +101,8 @@ class Lease:
             return False
         return True
 
-    async def _take(self, message: DeliveredMessage) -> None:
-        tag, spare = message.delivery_tag or 0, 0
+    def _take(self, message: Received) -> None:
+        tag, spare = message.tag, 0
         try:
             number = number_of(message) if kind_of(message) == Note.TOKEN else 0
         except Malformed:

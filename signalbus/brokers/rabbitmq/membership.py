@@ -21,6 +21,7 @@ from ..base import Host, PublishResult
 from . import notes
 from .connection import Backoff, Link
 from .control import apply, opened
+from .deliveries import consume
 from .driver import ACCESS_REFUSED, PRECONDITION_FAILED, REFUSALS, DriverFailure, call, close_quietly, on_closed
 from .inbox import Inbox
 from .lease import Lease
@@ -88,7 +89,7 @@ class Stay:
         await apply(self.channel, around.topology.meeting())
         await apply(self.channel, around.topology.session(self.info.id, self.presence.rpartition(".")[2]))
         await around.bind(self.channel, self.inbox)
-        await call(self.channel.basic_consume(self.inbox, around.inbox.take, no_ack=True), STEP_SECONDS)
+        await consume(self.channel, self.inbox, around.inbox.take, no_ack=True)
         await self.lease.start()
 
     def end(self, reason: str) -> None:

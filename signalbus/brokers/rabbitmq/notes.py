@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar, cast
 
-from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from ...sessions import Down, DownReason, SessionInfo
 from ...signals import utc_now
+from .lane import Received
 
 T = TypeVar("T")
 
@@ -70,27 +70,22 @@ def properties(
     )
 
 
-def headers_of(message: DeliveredMessage) -> Mapping[str, object]:
-    """Return the headers of a message, possibly none."""
-    return message.header.properties.headers or {}
-
-
-def kind_of(message: DeliveredMessage) -> object:
+def kind_of(message: Received) -> object:
     """Return the kind that a message claims to be."""
-    return headers_of(message).get(KIND)
+    return message.properties.headers.get(KIND)
 
 
-def number_of(message: DeliveredMessage) -> int:
+def number_of(message: Received) -> int:
     """Return the number of a note."""
-    number = headers_of(message).get(NUMBER)
+    number = message.properties.headers.get(NUMBER)
     if not isinstance(number, int):
         raise Malformed("a note without a number")
     return number
 
 
-def expired_in(message: DeliveredMessage) -> str | None:
+def expired_in(message: Received) -> str | None:
     """Return the queue in which the broker let a message expire; None if none did."""
-    queue = headers_of(message).get(_FIRST_DEATH)
+    queue = message.properties.headers.get(_FIRST_DEATH)
     return queue if isinstance(queue, str) else None
 
 
@@ -169,7 +164,7 @@ def write_token(info: SessionInfo, unsettled: int) -> bytes:
     return _json({"session": write_session(info), "unsettled": unsettled})
 
 
-def read_up(message: DeliveredMessage) -> SessionInfo:
+def read_up(message: Received) -> SessionInfo:
     """Read who is there from now on."""
     return read_session(_body(message).get("session"))
 
@@ -179,9 +174,9 @@ def write_goodbye(info: SessionInfo, reason: DownReason, *, unsettled: int | Non
     return _json({"session": write_session(info), "unsettled": unsettled, "reason": reason.value})
 
 
-def read_down(message: DeliveredMessage) -> Down:
+def read_down(message: Received) -> Down:
     """Read how a session ended: from its last word, or from its token, which the broker set free."""
-    key = str(message.routing_key or "")
+    key = message.routing_key
     session = key.removeprefix("down.")
     if session == key or not session:
         raise Malformed("the end of no session")
@@ -207,7 +202,7 @@ def write_report(report: Report) -> bytes:
     )
 
 
-def read_report(message: DeliveredMessage) -> Report:
+def read_report(message: Received) -> Report:
     """Read the answer to a roll call."""
     body = _body(message)
 
@@ -226,7 +221,7 @@ def _json(data: object) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode()
 
 
-def _body(message: DeliveredMessage) -> Mapping[str, object]:
+def _body(message: Received) -> Mapping[str, object]:
     if len(message.body) > BODY_BYTES:
         raise Malformed(f"a note of {len(message.body)} bytes")
     return _record(_reading(lambda: json.loads(message.body)))

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel
 
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
 from ...sessions import Down, DownReason
@@ -20,6 +20,7 @@ from .connection import Link
 from .control import Control, apply, opened
 from .driver import DriverFailure
 from .inbox import Inbox
+from .lane import Received
 from .notes import Note
 from .roll_call import RollCall
 from .roster import Roster
@@ -158,10 +159,10 @@ class Observer:
 
     # News
 
-    def _on_up(self, message: DeliveredMessage) -> None:
+    def _on_up(self, message: Received) -> None:
         self._roster.lives(notes.read_up(message))
 
-    def _on_down(self, message: DeliveredMessage) -> None:
+    def _on_down(self, message: Received) -> None:
         self._end(notes.read_down(message))
 
     def _end(self, down: Down) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from aiormq.abc import DeliveredMessage
-
 from ...errors import BrokerError, ConfigError
 from ...sessions import Down
 from ..base import AnswerKind
 from .calls import Call, Calls
 from .control import Control
 from .inbox import Inbox
+from .lane import Received
 from .notes import Malformed, Note
 from .observer import Observer
 from .topology import Topology
@@ -99,8 +98,8 @@ class Orphans:
                 asked.end(AnswerKind.RESPONDER_DOWN, f"its responder {down.session} is down: {down.reason}")
         self._look_soon("")
 
-    def _on_left(self, message: DeliveredMessage) -> None:
-        key = str(message.routing_key or "")
+    def _on_left(self, message: Received) -> None:
+        key = message.routing_key
         if not key.startswith("left."):
             raise Malformed("left no request type")
         self._look_soon(key.removeprefix("left."))

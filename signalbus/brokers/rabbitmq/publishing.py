@@ -11,17 +11,19 @@ import itertools
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
 
 from aiormq.abc import AbstractConnection
 from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError
-from pamqp import commands
+from pamqp import commands, frame
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
 
 from ...errors import Backpressure, BrokerUnavailable
 from ..base import CONFIRMED, RETURNED, PublishOutcome, PublishResult
-from . import frames
+from .confirms import REFUSED, Confirmation, Confirms, DriverConfirms, LaneConfirms, Lost
 from .connection import Link
+from .deadlines import LATE
 from .driver import (
     ACCESS_REFUSED,
     NOT_FOUND,
@@ -33,7 +35,7 @@ from .driver import (
     failure_of,
     on_closed,
 )
-from .shortcut import OnMessage, Shortcut
+from .lane import lane_of, publication
 
 WINDOW = 2_000  # messages without an answer, at most
 WINDOW_BYTES = 32 * 1024 * 1024
@@ -48,7 +50,6 @@ _TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 _TAKEN = (PublishResult.CONFIRMED, PublishResult.RETURNED)
 
-Confirmation = asyncio.Future[object]
 Opened = Callable[[Channel], Awaitable[None]]
 
 
@@ -67,21 +68,11 @@ class Envelope:
         self.mandatory = mandatory
 
 
-class _Lost:
-    """The answer of a publish whose channel is gone."""
-
-    __slots__ = ("failure",)
-
-    def __init__(self, failure: DriverFailure) -> None:
-        self.failure = failure
-
-
 class Sender:
     """One incarnation of a publishing channel."""
 
-    def __init__(self, channel: Channel, on_message: OnMessage | None = None) -> None:
+    def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        Shortcut(channel, on_message)
         self.dead: DriverFailure | None = None
         self.room = asyncio.Event()
         self.room.set()
@@ -90,68 +81,86 @@ class Sender:
         self.answered = self._loop.time()  # when the newest answer came
         self._in_flight = 0
         self._bytes = 0
-        self._confirmations = cast("dict[int, Confirmation]", channel.confirmations)  # pyright: ignore[reportUnknownMemberType]
+        lane = lane_of(channel)
+        self._frames = _encoded if lane is None else publication
+        self._confirms: Confirms = (
+            DriverConfirms(channel, self._answered)
+            if lane is None
+            else LaneConfirms(channel.number, lane, self._answered, self._writer.kill)
+        )
         on_closed(channel, self._on_closed)
 
     def send(self, envelope: Envelope) -> Confirmation:
         """Put a message on its way. Raises TypeError or ValueError if it cannot be encoded."""
-        channel = self.channel
-        body, message_id = envelope.body, envelope.properties.message_id or ""
-        number = channel.number
-        method = frames.method(number, envelope.exchange, envelope.key, mandatory=envelope.mandatory)
-        content = frames.content(number, envelope.properties, body, channel.max_content_size)
+        channel, properties, body = self.channel, envelope.properties, envelope.body
+        frames = self._frames(
+            channel.number,
+            channel.max_content_size,
+            envelope.exchange,
+            envelope.key,
+            envelope.mandatory,
+            properties,
+            body,
+        )
         # From here on nothing can fail, so the count of confirms stays in step with the broker's.
-        confirmation: Confirmation = self._loop.create_future()
-        channel.delivery_tag += 1
-        self._confirmations[channel.delivery_tag] = confirmation
-        channel.message_id_delivery_tag[message_id] = channel.delivery_tag
+        size = len(body)
+        confirmation = self._confirms.expect(properties.message_id or "", size)
         self._in_flight += 1
-        self._bytes += len(body)
+        self._bytes += size
         if self._in_flight >= WINDOW or self._bytes >= WINDOW_BYTES:
             self.room.clear()
-
-        def answered(confirmation: Confirmation) -> None:
-            channel.message_id_delivery_tag.pop(message_id, None)
-            confirmation.exception()  # an answer after the deadline interests nobody
-            self.answered = self._loop.time()
-            self._in_flight -= 1
-            self._bytes -= len(body)
-            if self._in_flight < WINDOW and self._bytes < WINDOW_BYTES:
-                self.room.set()
-
-        confirmation.add_done_callback(answered)
-        self._writer.write(b"".join((method, *content)))
+        self._writer.write(frames)
         return confirmation
+
+    async def wait(self, confirmation: Confirmation, deadline: float) -> None:
+        """Wait for an answer until the deadline, of the loop's clock."""
+        await self._confirms.wait(confirmation, deadline)
+
+    def _answered(self, size: int) -> None:
+        self.answered = self._loop.time()
+        self._in_flight -= 1
+        self._bytes -= size
+        if self._in_flight < WINDOW and self._bytes < WINDOW_BYTES:
+            self.room.set()
 
     def _on_closed(self, failure: DriverFailure) -> None:
         self._writer.kill()
         self.dead = failure
-        for confirmation in list(self._confirmations.values()):
-            if not confirmation.done():
-                confirmation.set_result(_Lost(failure))
+        self._confirms.lose(failure)
         self.room.set()
+
+
+def _encoded(
+    channel: int,
+    limit: int,
+    exchange: str,
+    key: str,
+    mandatory: bool,
+    properties: commands.Basic.Properties,
+    body: bytes,
+) -> bytes:
+    """Do what the lane's encoder does with the driver's own."""
+    frames = [
+        frame.marshal(commands.Basic.Publish(exchange=exchange, routing_key=key, mandatory=mandatory), channel),
+        frame.marshal(ContentHeader(body_size=len(body), properties=properties), channel),
+    ]
+    frames += [frame.marshal(ContentBody(body[start : start + limit]), channel) for start in range(0, len(body), limit)]
+    return b"".join(frames)
 
 
 class Publisher:
     """Publishes over a link, on a channel of its own that is opened again when it is lost.
 
     ``repair`` makes missing exchanges again; it is called when the broker said that one is missing (404).
-    ``opened`` prepares each new channel before anything is published on it; ``on_message`` takes what it consumes.
+    ``opened`` prepares each new channel before anything is published on it.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        repair: Callable[[float], Awaitable[None]],
-        opened: Opened | None = None,
-        on_message: OnMessage | None = None,
-    ) -> None:
+    def __init__(self, link: Link, repair: Callable[[float], Awaitable[None]], opened: Opened | None = None) -> None:
         self.max_body = _MAX_BODY_NEWER
         self.refused: str | None = None  # while the broker refuses us
         self._link = link
         self._repair = repair
         self._opened = opened
-        self._on_message = on_message
         self._sender: Sender | None = None
         self._opening = asyncio.Lock()
         self._learned = False
@@ -168,7 +177,11 @@ class Publisher:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        sender = await self.ready(deadline)
+        sender = self._sender
+        if sender is None or sender.dead is not None or self._link.blocked:
+            sender = await self.ready(deadline)
+        if len(envelopes) == 1 and sender.room.is_set() and sender.dead is None:
+            return [await self._publish_one(sender, envelopes[0], deadline, timeout)]
         sent: list[Confirmation | PublishOutcome] = []
         for envelope in envelopes:
             if not sender.room.is_set() and not await _wait(sender.room, deadline):
@@ -180,10 +193,12 @@ class Publisher:
             if loop.time() - sender.answered >= STUCK_SECONDS:
                 self._link.suspect(sender.channel.connection, DriverFailure("confirms do not come any more"))
             raise Backpressure(f"{self._link.server} answers too slowly: {WINDOW} messages are unconfirmed")
-        await _wait_all([item for item in sent if not isinstance(item, PublishOutcome) and not item.done()], deadline)
-        late = f"no confirm within {timeout:.1f} s"
+        # Confirms arrive nearly in order: waiting for the last one first wakes us once, not once for each.
+        for item in reversed(sent):
+            if not isinstance(item, PublishOutcome) and not item.done():
+                await sender.wait(item, deadline)
         outcomes = [
-            item if isinstance(item, PublishOutcome) else self.outcome(item, envelope, late)
+            item if isinstance(item, PublishOutcome) else self.outcome(item, envelope, timeout)
             for item, envelope in zip(sent, envelopes, strict=False)
         ]
         if self.refused is not None and any(item.result in _TAKEN for item in outcomes):
@@ -191,30 +206,16 @@ class Publisher:
         unsent = PublishOutcome(PublishResult.REFUSED, "not sent: the broker answered too slowly, or was lost")
         return outcomes + [unsent] * (len(envelopes) - len(outcomes))
 
-    async def publish_one(self, envelope: Envelope, timeout: float) -> PublishOutcome:
-        """`publish` for a single message, at a fraction of its cost."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        sender = await self.ready(deadline)
-        if not sender.room.is_set():
-            (outcome,) = await self.publish([envelope], timeout)
-            return outcome
+    async def _publish_one(self, sender: Sender, envelope: Envelope, deadline: float, timeout: float) -> PublishOutcome:
+        """Do for a single message what `publish` does for many, in half the time."""
         confirmation = self.send(sender, envelope)
         if isinstance(confirmation, PublishOutcome):
             return confirmation
-        answered: asyncio.Future[None] = loop.create_future()
-
-        def wake(_: object = None) -> None:
-            if not answered.done():
-                answered.set_result(None)
-
-        confirmation.add_done_callback(wake)
-        expiry = loop.call_at(deadline, wake)
-        try:
-            await answered
-        finally:
-            expiry.cancel()
-        return self.outcome(confirmation, envelope, f"no confirm within {timeout:.1f} s")
+        await sender.wait(confirmation, deadline)
+        outcome = self.outcome(confirmation, envelope, timeout)
+        if self.refused is not None and outcome.result in _TAKEN:
+            self.refused = None
+        return outcome
 
     def send(self, sender: Sender, envelope: Envelope) -> Confirmation | PublishOutcome:
         """Put a message on its way, or say why it never can be."""
@@ -225,19 +226,21 @@ class Publisher:
         except (TypeError, ValueError, OverflowError) as error:
             return PublishOutcome(PublishResult.REFUSED, f"it cannot be encoded: {error}")
 
-    def outcome(self, confirmation: Confirmation, envelope: Envelope, late: str) -> PublishOutcome:
-        """Return what has become of a message that was sent; ``late`` is the reason if that is not known yet."""
-        if not confirmation.done():
-            return PublishOutcome(PublishResult.UNKNOWN, late)
-        error = confirmation.exception()
+    def outcome(self, confirmation: Confirmation, envelope: Envelope, timeout: float) -> PublishOutcome:
+        """Return what has become of a message that was sent, and was waited for ``timeout`` seconds."""
+        error = confirmation.exception() if confirmation.done() else None
         if isinstance(error, DeliveryError):
-            return PublishOutcome(PublishResult.REFUSED, "RabbitMQ refuses it: a queue is full, or has no leader")
+            return REFUSED
         if error is not None:
             return PublishOutcome(PublishResult.UNKNOWN, failure_of(error).reason)
-        answer = confirmation.result()
+        answer = confirmation.result() if confirmation.done() else LATE
+        if isinstance(answer, PublishOutcome):
+            return answer
+        if answer is LATE:
+            return PublishOutcome(PublishResult.UNKNOWN, f"no confirm within {timeout:.1f} s")
         if isinstance(answer, commands.Basic.Ack):
             return CONFIRMED
-        if isinstance(answer, _Lost):
+        if isinstance(answer, Lost):
             self._learn(answer.failure)
             if len(envelope.body) > self.max_body:
                 return self._too_large(envelope)
@@ -306,7 +309,7 @@ class Publisher:
         assert isinstance(channel, Channel)
         if not self._learned:
             self.max_body = _max_body(connection)
-        sender = Sender(channel, self._on_message)
+        sender = Sender(channel)
         if self._opened is not None:
             await self._opened(channel)
         return sender
@@ -331,12 +334,3 @@ async def _wait(event: asyncio.Event, deadline: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def _wait_all(waiting: Sequence[Confirmation], deadline: float) -> None:
-    # Confirms arrive nearly in order: waiting for the last one first wakes us once, not once for each.
-    loop = asyncio.get_running_loop()
-    for part in (waiting[-1:], waiting):
-        pending = [confirmation for confirmation in part if not confirmation.done()]
-        if pending:
-            await asyncio.wait(pending, timeout=max(deadline - loop.time(), 0.0))

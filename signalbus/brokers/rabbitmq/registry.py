@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.abc import AbstractChannel, AbstractConnection
 from pamqp import commands
 from pamqp.common import FieldTable
 
 from .control import opened
+from .deliveries import consume
 from .driver import INTERNAL_ERROR, NOT_FOUND, NOT_IMPLEMENTED, DriverFailure, FrameWriter, call
+from .lane import Received
 from .topology import Topology
 from .wire import ack
 
@@ -118,7 +120,7 @@ class Registry:
             log.warning("no registry of subscriptions: %s", failure.reason)
         self.unavailable = failure.reason
 
-    async def _messages(self, channel: AbstractChannel) -> list[DeliveredMessage]:
+    async def _messages(self, channel: AbstractChannel) -> list[Received]:
         """Return every record: the newest tells how far to read from the first one."""
         await call(channel.basic_qos(prefetch_count=PREFETCH), STEP_SECONDS)
         newest = _Reading(channel)
@@ -139,7 +141,7 @@ class Registry:
 
 class _Reading:
     def __init__(self, channel: AbstractChannel) -> None:
-        self.messages: list[DeliveredMessage] = []
+        self.messages: list[Received] = []
         self.offset = -1
         self._channel = channel
         self._tag = ""
@@ -147,8 +149,7 @@ class _Reading:
         self._writer = FrameWriter(channel)
 
     async def start(self, stream: str, offset: str) -> None:
-        consuming = self._channel.basic_consume(stream, self._take, arguments={"x-stream-offset": offset})
-        self._tag = (await call(consuming, STEP_SECONDS)).consumer_tag or ""
+        self._tag = await consume(self._channel, stream, self._take, arguments={"x-stream-offset": offset})
 
     async def stop(self) -> None:
         """Cancel. RabbitMQ 3.10 counts a stream's consumer for ever when only its channel is closed."""
@@ -165,17 +166,16 @@ class _Reading:
                 return False
         return True
 
-    async def _take(self, message: DeliveredMessage) -> None:
-        headers = message.header.properties.headers or {}
-        offset = headers.get("x-stream-offset")
+    def _take(self, message: Received) -> None:
+        offset = message.properties.headers.get("x-stream-offset")
         self.messages.append(message)
         self.offset = offset if isinstance(offset, int) else self.offset + 1
         self._arrived.set()
         # Streams hand out more only as credit is given back.
-        self._writer.write(ack(self._channel.number, message.delivery_tag or 0))
+        self._writer.write(ack(self._channel.number, message.tag))
 
 
-def _record(message: DeliveredMessage) -> Mapping[str, object]:
+def _record(message: Received) -> Mapping[str, object]:
     try:
         record: object = json.loads(message.body)
     except ValueError:

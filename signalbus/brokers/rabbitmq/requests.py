@@ -34,7 +34,7 @@ class Requests:
         topology = control.topology
         self.responders: set[RabbitResponder] = set()
         self._calls = Calls(topology, counters)
-        self._asking = Publisher(publish_link, control.repair, self._calls.listen, self._calls.hear)
+        self._asking = Publisher(publish_link, control.repair, self._calls.listen)
         self._calls.attach(self._asking)
         self._answering = Publisher(publish_link, control.repair)
         self._orphans = Orphans(topology, self._calls, control, society.observer, society.inbox)

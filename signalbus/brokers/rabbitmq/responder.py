@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.abc import AbstractChannel, AbstractConnection
 from pamqp import commands
 
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
@@ -21,7 +21,9 @@ from ..base import Answer, AnswerKind, IncomingRequest, PublishResult
 from . import dialogue
 from .connection import Backoff, Link
 from .control import Control
+from .deliveries import consume, received
 from .driver import NOT_FOUND, DriverFailure, call, close_quietly
+from .lane import Received
 from .notes import Note
 from .post import Post
 from .publishing import Envelope, Publisher
@@ -162,9 +164,8 @@ class RabbitResponder:
         """
         publisher = self._service.publisher
         header = dialogue.answer(answer, held.correlation, publisher.next_id(), self._service.session())
-        outcome = await publisher.publish_one(
-            Envelope("", held.reply_to, header, answer.body, mandatory=False), ANSWER_SECONDS
-        )
+        envelope = Envelope("", held.reply_to, header, answer.body, mandatory=False)
+        (outcome,) = await publisher.publish([envelope], ANSWER_SECONDS)
         if outcome.result is not PublishResult.CONFIRMED:
             raise BrokerUnavailable(f"an answer to {self.request_type!r} was not sent: {outcome.reason}")
 
@@ -202,7 +203,7 @@ class RabbitResponder:
                     message = await call(round_.channel.basic_get(self._queue.name), STOP_SECONDS)
                     if not isinstance(message.delivery, commands.Basic.GetOk):
                         return
-                    self._take(message, round_)
+                    self._take(received(message), round_)
         except (TimeoutError, BrokerError, ConfigError, DriverFailure) as error:
             log.warning("%s: not all requests that wait could be moved: %s", self.request_type, error)
 
@@ -237,8 +238,8 @@ class RabbitResponder:
 
     # Requests
 
-    def _take(self, message: DeliveredMessage, round_: Round) -> None:
-        tag = message.delivery_tag or 0
+    def _take(self, message: Received, round_: Round) -> None:
+        tag = message.tag
         round_.deliveries += 1
         asked = dialogue.read_request(message, time.time())
         if isinstance(asked, str):
@@ -290,14 +291,17 @@ class RabbitResponder:
         connection = await service.link.wait_up(clock() + STEP_SECONDS)
         await self._declare()
         channel = await self._open(connection)
-        round_ = self._round = Round(channel, self._take)
+        round_ = self._round = Round(channel)
+
+        def take(message: Received) -> None:
+            if round_.alive:
+                self._take(message, round_)
 
         try:
             await call(channel.basic_qos(prefetch_count=self._concurrency), STEP_SECONDS)
             if self._stopped.is_set():
                 return
-            answer = await call(channel.basic_consume(self._queue.name, _nobody), STEP_SECONDS)
-            round_.tag = answer.consumer_tag or ""
+            round_.tag = await consume(channel, self._queue.name, take)
             await self._verify()
             if self._stopped.is_set():
                 return
@@ -366,7 +370,3 @@ class RabbitResponder:
         except DriverFailure as failure:
             self._service.link.suspect(connection, failure)
             raise
-
-
-async def _nobody(message: DeliveredMessage) -> None:
-    """Take nothing: deliveries come the short way."""

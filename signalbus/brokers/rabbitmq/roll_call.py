@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from aiormq.abc import DeliveredMessage
-
 from ...errors import BrokerError, BrokerUnavailable
 from ...sessions import SessionInfo
 from ..base import PublishResult
 from . import notes
 from .inbox import Inbox
+from .lane import Received
 from .notes import Malformed, Note, Report
 from .post import Post
 from .roster import Roster
@@ -152,7 +151,7 @@ class RollCall:
 
     # From the inbox
 
-    def _on_roll(self, message: DeliveredMessage) -> None:
+    def _on_roll(self, message: Received) -> None:
         queue = notes.expired_in(message)
         if queue is None:
             self._answer(message)
@@ -165,21 +164,21 @@ class RollCall:
             roll.present[found[0]] = notes.expand(*found)
             roll.changed.set()
 
-    def _on_told(self, message: DeliveredMessage) -> None:
+    def _on_told(self, message: Received) -> None:
         roll = self._rolls.get(notes.number_of(message))
         if roll is not None:
             roll.told = True
             roll.changed.set()
 
-    def _on_report(self, message: DeliveredMessage) -> None:
+    def _on_report(self, message: Received) -> None:
         roll = self._rolls.get(notes.number_of(message))
         if roll is not None:
             report = notes.read_report(message)
             roll.reports[report.info.id] = report
             roll.changed.set()
 
-    def _answer(self, message: DeliveredMessage) -> None:
-        asker = str(message.routing_key or "")
+    def _answer(self, message: Received) -> None:
+        asker = message.routing_key
         if not asker.startswith(self._topology.inbox("")):
             raise Malformed(f"a roll call that asks to answer to {asker[:80]!a}")
         if len(self._answers) >= ANSWERS:

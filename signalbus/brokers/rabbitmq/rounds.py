@@ -6,16 +6,14 @@ They belong to the channel: when it is gone they cannot be acknowledged any more
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
-from aiormq.channel import Channel
+from aiormq.abc import AbstractChannel
 from pamqp import commands
 
 from . import wire
 from .driver import DriverFailure, FrameWriter, on_closed
-from .shortcut import Shortcut
+from .lane import Track, lane_of
 
 DRAIN_SECONDS = 2.0
 
@@ -23,9 +21,7 @@ DRAIN_SECONDS = 2.0
 class Round:
     """One consuming channel. Requests that it delivered can be acknowledged on it only."""
 
-    def __init__(self, channel: AbstractChannel, take: Callable[[DeliveredMessage, Round], None]) -> None:
-        assert isinstance(channel, Channel)
-        Shortcut(channel, lambda message: take(message, self) if self.alive else None)
+    def __init__(self, channel: AbstractChannel) -> None:
         self.channel = channel
         self.alive = True
         self.ended = asyncio.Event()
@@ -34,6 +30,8 @@ class Round:
         self.deliveries = 0
         self.unanswered: dict[int, Held] = {}
         self._writer = FrameWriter(channel)
+        if (lane := lane_of(channel)) is not None:
+            lane.mark(channel.number, Track(ended=self._writer.kill))
         on_closed(channel, self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from aiormq.abc import AbstractConnection, DeliveredMessage
+from aiormq.abc import AbstractConnection
 
 from ...config import RabbitUrl
 from ...errors import BrokerUnavailable
@@ -18,6 +18,7 @@ from .connection import Link
 from .control import Control
 from .driver import DriverFailure
 from .inbox import Inbox
+from .lane import Received
 from .membership import Membership, Surroundings
 from .notes import Note, Report
 from .observer import Observer
@@ -159,6 +160,6 @@ class Society:
     def _is_ours(self, session: str) -> bool:
         return session.partition(":")[0] == self.membership.info.id.partition(":")[0]
 
-    def _on_message(self, message: DeliveredMessage) -> None:
+    def _on_message(self, message: Received) -> None:
         if self.membership.host is not None:
             self.membership.host.take(message.body)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import struct
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
 
-from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from ...codec import PREFIXES, EncodedSignal, HeaderValue
 from ...delivery import DeadLetter, DeadReason, Failure
 from ...signals import new_id
 from ..base import Incoming, StoredDeadLetter
-from . import tolerant
 from .delays import NO_DELAY, Plan, parse
+from .lane import Received
 
 ATTEMPT = "signalbus-attempt"
 CRASHES = "signalbus-crashes"
@@ -104,16 +104,16 @@ def properties(
     )
 
 
-def read(message: DeliveredMessage, *, counted: bool) -> Message:
+def read(message: Received, *, counted: bool) -> Message:
     """Read a delivered message. Never raises: what cannot be read arrives with ``malformed`` set.
 
     ``counted``: the queue counts returns itself (quorum), in ``x-delivery-count``.
     """
-    found = message.header.properties
-    headers: Mapping[str, object] = found.headers or {}
+    found = message.properties
+    headers = found.headers
     # Outside the prefix there may be anything: nested tables, bytes, floats. It is none of our business.
     attributes: Headers = {}
-    reason = tolerant.malformed(message.header)
+    reason = found.malformed
     size = 0
     for key, value in headers.items():
         if key.startswith(PREFIXES):
@@ -132,7 +132,7 @@ def read(message: DeliveredMessage, *, counted: bool) -> Message:
     incoming = Incoming(
         signal=EncodedSignal(
             _text(attributes, "id") or message_id or new_id(),
-            _text(attributes, "type") or found.message_type or message.routing_key or "",
+            _text(attributes, "type") or found.message_type or message.routing_key,
             attributes,
             message.body,
             content_type,
@@ -182,17 +182,17 @@ def dead_letter(incoming: Incoming, settlement: DeadLetter, subscription: str, a
     return headers
 
 
-def read_dead_letter(message: DeliveredMessage, queue_prefix: str) -> StoredDeadLetter:
+def read_dead_letter(message: Received, queue_prefix: str) -> StoredDeadLetter:
     """Read a dead letter: ours, or one that the broker made (delivery limit). Never raises."""
     incoming = read(message, counted=False).incoming
-    headers: Mapping[str, object] = message.header.properties.headers or {}
+    headers = message.properties.headers
     subscription = headers.get(SUBSCRIPTION)
     detail = headers.get(DETAIL)
     try:
         reason = DeadReason(cast("str", headers.get(REASON)))
     except ValueError:
         reason, detail = DeadReason.BROKER, _broker_detail(headers)
-        subscription = str(message.routing_key or "").removeprefix(queue_prefix)
+        subscription = message.routing_key.removeprefix(queue_prefix)
     return StoredDeadLetter(
         position=0,  # known once they are in order
         subscription=subscription if isinstance(subscription, str) else "",
@@ -309,12 +309,26 @@ def _death_time(headers: Mapping[str, object]) -> datetime | None:
 
 
 _ACK = struct.Struct(">BHIIQBB")
-_NACK_REQUEUE = 0b10
+_MULTIPLE, _NACK_REQUEUE = 0b01, 0b10
 
 
 def ack(channel: int, delivery_tag: int) -> bytes:
     """Return the frame ``Basic.Ack`` of one delivery. The generic encoder takes ten times as long."""
     return _ACK.pack(1, channel, 13, 0x003C0050, delivery_tag, 0, 0xCE)
+
+
+def acks(channel: int, tags: Sequence[int], *, oldest_held: int | None) -> bytes:
+    """Return the frames that acknowledge ``tags``, the fewest there can be: to a quorum queue each frame is a command.
+
+    One does for all that are older than the oldest delivery in our hands, as everything older is settled; so whatever
+    else was settled must have been written before. It means all deliveries up to its own that are not settled yet.
+    """
+    ordered = sorted(tags)
+    count = len(ordered) if oldest_held is None else bisect_left(ordered, oldest_held)
+    frames = [ack(channel, tag) for tag in ordered[count:]]
+    if count:
+        frames.insert(0, _ACK.pack(1, channel, 13, 0x003C0050, ordered[count - 1], _MULTIPLE, 0xCE))
+    return b"".join(frames)
 
 
 def nack(channel: int, delivery_tag: int) -> bytes:

@@ -7,11 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from aiormq.abc import DeliveredMessage
-from pamqp import commands
 from pamqp.header import ContentHeader
 
 from signalbus.brokers.rabbitmq import notes
+from signalbus.brokers.rabbitmq.lane import Received, of_header
 from signalbus.brokers.rabbitmq.notes import Malformed, Note, Report
 from signalbus.brokers.rabbitmq.roster import REMEMBERED, Roster
 from signalbus.brokers.rabbitmq.topology import MAX_QUEUE_BYTES, Topology
@@ -28,13 +27,12 @@ INFO = SessionInfo(
 )
 
 
-def message(body: bytes, kind: Note, key: str = "", **headers: object) -> DeliveredMessage:
+def message(body: bytes, kind: Note, key: str = "", **headers: object) -> Received:
     """Return a note as it is delivered."""
     properties = notes.properties(kind, "id", number=1)
     assert properties.headers is not None
     properties.headers.update(headers)  # type: ignore[arg-type]
-    delivery = commands.Basic.Deliver("tag", 1, False, "signalbus.sessions", key)
-    return DeliveredMessage(delivery, ContentHeader(properties=properties), body, None)  # type: ignore[arg-type]
+    return Received(1, False, key, of_header(ContentHeader(properties=properties)), body)
 
 
 def test_a_session_survives_the_wire() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from aiormq.abc import AbstractChannel, DeliveredMessage
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, frame
@@ -16,6 +15,7 @@ from pamqp.header import ContentHeader
 
 from signalbus.brokers.base import Incoming
 from signalbus.brokers.rabbitmq import delays, tolerant, wire
+from signalbus.brokers.rabbitmq.lane import Received, of_header
 from signalbus.codec import EncodedSignal, decode, encode
 from signalbus.delivery import DeadLetter, DeadReason, Failure
 from signalbus.signals import Signal
@@ -31,13 +31,12 @@ def _signal(**headers: Any) -> EncodedSignal:
 
 def _message(
     properties: commands.Basic.Properties, body: bytes = b"", *, redelivered: bool = False, key: str = "order.placed"
-) -> DeliveredMessage:
+) -> Received:
     # Through the driver's own encoder and decoder, as on the wire.
     header = ContentHeader(body_size=len(body), properties=properties)
     _, _, decoded = frame.unmarshal(frame.marshal(header, 1))
     assert isinstance(decoded, ContentHeader)
-    delivery = commands.Basic.Deliver(consumer_tag="c", delivery_tag=1, redelivered=redelivered, routing_key=key)
-    return DeliveredMessage(delivery=delivery, header=decoded, body=body, channel=cast("AbstractChannel", None))
+    return Received(1, redelivered, key, of_header(decoded), body)
 
 
 def _properties(headers: Mapping[str, Any], **more: Any) -> commands.Basic.Properties:
@@ -152,10 +151,7 @@ def test_an_attribute_that_is_not_utf8_makes_the_message_malformed() -> None:
     data = struct.pack(">HHQH", 60, 0, 0, 1 << 13) + struct.pack(">I", len(table)) + table
     header = ContentHeader()
     header.unmarshal(data)
-    message = DeliveredMessage(
-        delivery=commands.Basic.Deliver(), header=header, body=b"", channel=cast("AbstractChannel", None)
-    )
-    assert wire.read(message, counted=True).incoming.malformed is not None
+    assert wire.read(Received(1, False, "k", of_header(header), b""), counted=True).incoming.malformed is not None
 
 
 def test_a_message_of_a_stranger_has_an_id_and_a_type() -> None:

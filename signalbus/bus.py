@@ -69,7 +69,8 @@ class Bus:
     """Publishes signals and serves subscriptions over one broker.
 
     ``url`` defaults to ``SIGNALBUS_URL``, else ``sqlite:///signalbus.db``. ``name`` is the source of signals that
-    name none. Times are in seconds; ``drain_timeout`` is how long closing waits for running handlers.
+    name none. Times are in seconds; ``drain_timeout`` is how long closing waits for running handlers. ``ledger``: what
+    is recorded of signals, ``all``, ``failures`` or ``off``.
 
     Use as ``async with bus:``. If a part of it fails again and again, the body is cancelled and `Escalated` raised,
     as a task group does. Raises `ConfigError` for settings that cannot work.

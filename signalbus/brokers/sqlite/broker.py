@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -250,10 +251,13 @@ class SqliteBroker:
         errands, writer = self._opened(), self._writer
         assert writer is not None
         deadline = time.monotonic() + timeout
-        left = 1
-        while left and time.monotonic() < deadline:
-            left = await errands.ask(Look(errands.future(), deadline + timeout, writer.filing.catch_up))
-        return left
+        # Not what comes meanwhile: others may tell faster than we file.
+        newest = await errands.ask(Look(errands.future(), deadline, writer.filing.newest))
+        file = functools.partial(writer.filing.catch_up, newest=newest)
+        before, left = -1, sys.maxsize if newest else 0
+        while left > 0 and left != before and time.monotonic() < deadline:
+            before, left = left, await errands.ask(Look(errands.future(), deadline + timeout, file))
+        return abs(left)  # after an error at least one
 
     # Looks
 

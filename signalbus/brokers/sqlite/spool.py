@@ -58,10 +58,15 @@ def file(connection: sqlite3.Connection, limit: int) -> tuple[int, int]:
     return len(rows), unreadable
 
 
-def waiting(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return how many facts wait to be filed, and their bytes."""
+def newest(connection: sqlite3.Connection) -> int:
+    """Return the number of the newest batch that waits, 0 if none does."""
+    return int(connection.execute("SELECT coalesce(max(number), 0) FROM ledger_spool").fetchone()[0])
+
+
+def waiting(connection: sqlite3.Connection, newest: int = 2**63 - 1) -> tuple[int, int]:
+    """Return how many facts of batches up to ``newest`` wait to be filed, and their bytes."""
     facts, size = connection.execute(
-        "SELECT coalesce(sum(facts), 0), coalesce(sum(length(batch)), 0) FROM ledger_spool"
+        "SELECT coalesce(sum(facts), 0), coalesce(sum(length(batch)), 0) FROM ledger_spool WHERE number <= ?", (newest,)
     ).fetchone()
     return facts, size
 

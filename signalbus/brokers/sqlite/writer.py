@@ -75,7 +75,7 @@ class Writer(threading.Thread):
         self._wake = Wake()
         self.intake = Intake(desk.files.path, self._wake.ring)
         self._rounds = Rounds(desk, database, self._lock, self.intake, post=self._post, hint=self._wake.hint)
-        self.filing = Filing(desk, database, self._lock, retention)
+        self.filing = Filing(desk, database, self._lock, self.intake, retention)
         self.watcher = Watcher(desk, self._wake, self.intake.push, self._tell_ended)
         self.calls: socket.socket | None = None  # bound for requests; the event loop's once we are open
         self._known_as = desk.info

@@ -231,3 +231,37 @@ async def test_the_trace_of_a_signal_that_waits_names_its_subscription(place: Pl
     async with traces_of(broker) as traces:
         found = await traces.trace("signal-1")
     assert [(each.subscription, each.state) for each in found.root.deliveries] == [("work", State.WAITING)]
+
+
+async def test_asking_for_traces_of_a_damaged_ledger_harms_nobody(place: Place) -> None:
+    broker, _ = await place.serving()
+    await broker.aclose()
+    with place.raw() as connection:
+        connection.execute("DROP TABLE ledger_spool")
+    broker, consumer = await place.serving()
+    assert await listed(broker) == []
+    assert results(await broker.publish([signal("kept")], SECONDS)) == ["confirmed"]
+    [incoming] = await receive(consumer)
+    assert await consumer.settle(incoming, ACK)
+    assert broker.health().counters.get("reopened", 0) == 0
+
+
+async def test_a_foreign_lock_while_facts_are_filed_is_seen_by_publishers(place: Place) -> None:
+    broker, _ = await place.serving()
+    peer = place.peer("lock")
+    await peer.line()
+    broker.append([batch(1)])
+    await eventually(lambda: broker.health().state == "blocked")
+    peer.tell()
+    await eventually(lambda: count(place, "ledger_signals") == 1)
+    assert broker.health().state == "up"
+
+
+async def test_filing_makes_checkpoints_so_that_the_log_stays_short(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filing, "_FILED_BYTES", 1 << 30)
+    broker, _ = await place.serving()
+    broker.append([batch(*range(number, number + 200)) for number in range(0, 4_000, 200)])
+    await eventually(lambda: count(place, "ledger_signals") == 4_000 and count(place, "ledger_spool") == 0)
+    assert place.wal.stat().st_size < 2_000_000, "begun anew after each checkpoint"

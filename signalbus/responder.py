@@ -233,8 +233,9 @@ class RespondingService:
             encoded=request.signal,
         )
         seconds = min(request.remaining, self._options.timeout.total_seconds())
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 with self._surroundings.telemetry.responding(request.signal):
                     result = await self._handler(delivery, self._threads)
             body, content_type = codec.encode_data(result, None)

@@ -103,8 +103,14 @@ class Recorder:
     ) -> None:
         """Tell that a signal is stored."""
         if self._everything or self._chosen(signal):
-            row = ("accepted", self._clock(), signal, type, source, subject, time, correlationid, causationid)
-            self._append((*row, traceparent, subscriptions, self._room(payload), False, attempts, seconds))
+            room = None if payload is None else self._room(payload)
+            at, cause = self._clock(), causationid
+            # fmt: off
+            self._append((
+                "accepted", at, signal, type, source, subject, time, correlationid, cause, traceparent,
+                subscriptions, room, False, attempts, seconds,
+            ))
+            # fmt: on
 
     def unroutable(
         self,

@@ -16,13 +16,13 @@ import aio_pika
 
 from signalbus.testing.rabbitmq import PrivateNode, find_server
 
-from . import calls, embedded, idle, liveness, memory, rabbitmq
+from . import calls, embedded, idle, ledger, liveness, memory, rabbitmq
 from .figures import Benchmark
 from .plan import LONG_CYCLES, LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
 from .runner import run
 
-_GROUPS = (embedded, idle, memory, calls, liveness, rabbitmq)
+_GROUPS = (embedded, ledger, idle, memory, calls, liveness, rabbitmq)
 _LATEST = Path(__file__).parent / "results" / "latest.json"
 
 

@@ -82,14 +82,16 @@ def database(directory: Path) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def _bus(directory: Path, landed: Countdown) -> AsyncIterator[tuple[Bus, Subscription[..., object]]]:
-    """Yield an open bus on a fresh file, and its one subscription."""
+async def open_bus(
+    directory: Path, landed: Countdown, ledger: str | None = None
+) -> AsyncIterator[tuple[Bus, Subscription[..., object]]]:
+    """Yield an open bus on a fresh file, and its one subscription. ``ledger``: what it records."""
 
     async def handle(data: bytes) -> None:
         landed.hit()
 
     with database(directory) as path:
-        bus = Bus(f"sqlite:///{path}", name="benchmark")
+        bus = Bus(f"sqlite:///{path}", name="benchmark", ledger=ledger)
         subscription = bus.subscribe(
             PATTERN, handler=handle, name=SUBSCRIPTION, concurrency=IN_FLIGHT, prefetch=2 * IN_FLIGHT
         )
@@ -98,16 +100,16 @@ async def _bus(directory: Path, landed: Countdown) -> AsyncIterator[tuple[Bus, S
 
 
 async def _publish(directory: Path, count: int) -> float:
-    async with _bus(directory, Countdown(0)) as (bus, subscription):
+    async with open_bus(directory, Countdown(0)) as (bus, subscription):
         await subscription.pause()
         rate = await publish_all(lambda: bus.publish(SIGNAL_TYPE, BODY), count, IN_FLIGHT)
-        require(count, await _ready(bus), "signals stored")
+        require(count, await ready(bus), "signals stored")
         return rate
 
 
 async def _consume(directory: Path, count: int) -> float:
     landed = Countdown(count)
-    async with _bus(directory, landed) as (bus, subscription):
+    async with open_bus(directory, landed) as (bus, subscription):
         await subscription.pause()
         await bus.publish_many([(SIGNAL_TYPE, BODY)] * count)
         started = time.perf_counter()
@@ -115,24 +117,25 @@ async def _consume(directory: Path, count: int) -> float:
         await landed.wait_done()
         await wait_acked(subscription, count)
         elapsed = time.perf_counter() - started
-        require(0, await _ready(bus), "signals left")
+        require(0, await ready(bus), "signals left")
         return count / elapsed
 
 
 async def _round_trip(directory: Path, count: int) -> float:
     landed = Countdown(count)
-    async with _bus(directory, landed) as (bus, subscription):
+    async with open_bus(directory, landed) as (bus, subscription):
         started = time.perf_counter()
         publishing = asyncio.create_task(publish_all(lambda: bus.publish(SIGNAL_TYPE, BODY), count, IN_FLIGHT))
         await landed.wait_done()
         await publishing
         await wait_acked(subscription, count)
         elapsed = time.perf_counter() - started
-        require(0, await _ready(bus), "signals left")
+        require(0, await ready(bus), "signals left")
         return count / elapsed
 
 
-async def _ready(bus: Bus) -> int:
+async def ready(bus: Bus) -> int:
+    """Return how many deliveries wait or are in hand."""
     return sum(queue.ready + (queue.unsettled or 0) for queue in await bus.broker.queues(10.0))
 
 
@@ -140,7 +143,7 @@ async def _one_at_a_time(directory: Path, count: int) -> Readings:
     """Publish and insert in short alternating blocks: how long an fsync takes changes from second to second."""
     rates: dict[str, list[float]] = {SUBJECT: [], BARE: []}
     block = min(BLOCK, count)
-    async with _bus(directory, Countdown(0)) as (bus, subscription):
+    async with open_bus(directory, Countdown(0)) as (bus, subscription):
         await subscription.pause()
         with _bare_table(directory) as connection:
             for _ in range(count // block):
@@ -153,7 +156,7 @@ async def _one_at_a_time(directory: Path, count: int) -> Readings:
                     connection.execute("INSERT INTO signals (type, body) VALUES (?, ?)", (SIGNAL_TYPE, BODY))
                 rates[BARE].append(block / (time.perf_counter() - started))
             (stored,) = connection.execute("SELECT count(*) FROM signals").fetchone()
-        require(stored, await _ready(bus), "signals stored")
+        require(stored, await ready(bus), "signals stored")
     return rates
 
 

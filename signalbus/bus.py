@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from . import brokers, codec, patterns
+from .bookkeeper import Bookkeeper
 from .brokers.base import Broker, BrokerHealth, SubscriptionSpec
 from .config import Settings, masked, parse_url
 from .errors import AudienceMismatch, BusClosed, ConfigError, Escalated, InvalidSignal, NotSettled
 from .handlers import CAUSE, compile_handler
+from .ledger import Payload, Recorder
 from .liveness import Monitor, SubscriptionStatus, Watchers, subscription_statuses
 from .membership import Member
 from .policy import RetryPolicy
@@ -67,7 +69,8 @@ class Bus:
     """Publishes signals and serves subscriptions over one broker.
 
     ``url`` defaults to ``SIGNALBUS_URL``, else ``sqlite:///signalbus.db``. ``name`` is the source of signals that
-    name none. Times are in seconds; ``drain_timeout`` is how long closing waits for running handlers.
+    name none. Times are in seconds; ``drain_timeout`` is how long closing waits for running handlers. ``ledger``: what
+    is recorded of signals, ``all``, ``failures`` or ``off``.
 
     Use as ``async with bus:``. If a part of it fails again and again, the body is cancelled and `Escalated` raised,
     as a task group does. Raises `ConfigError` for settings that cannot work.
@@ -83,6 +86,7 @@ class Bus:
         request_timeout: float | None = None,
         connect_timeout: float | None = None,
         drain_timeout: float | None = None,
+        ledger: str | None = None,
     ) -> None:
         self.settings = Settings.read(
             url=url,
@@ -92,17 +96,20 @@ class Bus:
             request_timeout=request_timeout,
             connect_timeout=connect_timeout,
             drain_timeout=drain_timeout,
+            ledger=ledger,
         )
+        self._recorder = Recorder(None, self.settings.recording)
         self._broker: Broker = brokers.connect(parse_url(self.settings.url))
         self._telemetry = Telemetry(client_id=self.settings.name)
-        self._publisher = Publisher(self._broker, self.settings.max_signal_bytes, self._telemetry)
-        self._requester = Requester(self._broker, self._telemetry)
+        self._bookkeeper = Bookkeeper(self._recorder, self._broker)
+        self._publisher = Publisher(self._broker, self.settings.max_signal_bytes, self._telemetry, self._recorder)
+        self._requester = Requester(self._broker, self._telemetry, self._recorder)
         self._watchers = Watchers()
         self._services: Services[SubscriptionService] = Services()
         self._subscriptions: dict[str, Subscription[..., object]] = {}
         self._responders: Services[RespondingService] = Services()
         self._supervisor = Supervisor(self.settings.name, self._escalate)
-        self._member = Member(self.settings.name, self._broker, self._services, self._responders)
+        self._member = Member(self.settings.name, self._broker, self._services, self._responders, self._recorder)
         self._surroundings: Surroundings | None = None  # while open
         self._closing: asyncio.Task[None] | None = None
         self._owner: asyncio.Task[object] | None = None
@@ -137,6 +144,8 @@ class Bus:
         session = self._member.join()
         try:
             await self._broker.open(session, self.settings.connect_timeout, self._member)
+            self._recorder.session_up(self._member.session)
+            self._bookkeeper.begin()
             surroundings = self._surroundings = Surroundings(
                 broker=self._broker,
                 session=lambda: self._member.session.id,
@@ -146,6 +155,7 @@ class Bus:
                 max_signal_bytes=self.settings.max_signal_bytes,
                 timeout=self.settings.connect_timeout,
                 drain_timeout=self.settings.drain_timeout,
+                recorder=self._recorder,
             )
             if self._watchers.wanted:
                 await self._broker.watch_all(self._watchers.ended, self.settings.connect_timeout)
@@ -174,7 +184,12 @@ class Bus:
         self._surroundings = None
         await self._supervisor.aclose()
         await self._telemetry.aclose()
-        await self._broker.aclose(DownReason.NORMAL if self._failure is None else DownReason.KILLED_BY_SUPERVISOR)
+        reason = DownReason.NORMAL if self._failure is None else DownReason.KILLED_BY_SUPERVISOR
+        if self._member.joined:
+            session = self._member.session
+            self._recorder.session_down(Down(session=session.id, reason=reason, at=utc_now(), name=session.name))
+        self._bookkeeper.close()
+        await self._broker.aclose(reason)
 
     def _escalate(self, error: BaseException) -> None:
         log.critical("%r failed too often; giving up", self, exc_info=error)
@@ -253,11 +268,12 @@ class Bus:
         elif data is not None:
             raise InvalidSignal("data is given twice: it belongs into the Signal")
         encoded = self._encode(signal)
+        payload = self._captured(encoded, signal)
         await self._ready_to_publish()
         seconds = self.settings.publish_timeout if timeout is None else timeout
         if until == "stored" and expect is None:
-            return await self._publisher.publish(encoded, seconds, unroutable)
-        return await self._publish_to_audience(encoded, seconds, unroutable, until, expect)
+            return await self._publisher.publish(encoded, seconds, unroutable, payload)
+        return await self._publish_to_audience(encoded, payload, seconds, unroutable, until, expect)
 
     async def publish_many(
         self,
@@ -271,15 +287,21 @@ class Bus:
         An item is a `Signal` or a tuple of type and data. ``timeout`` in seconds is for all of them.
         All are checked before the first is sent (`InvalidSignal`); if some cannot be stored, `BatchError` says which.
         """
-        encoded = [
-            self._encode(item if isinstance(item, Signal) else Signal(type=item[0], data=item[1])) for item in signals
-        ]
+        given = [item if isinstance(item, Signal) else Signal(type=item[0], data=item[1]) for item in signals]
+        encoded = [self._encode(signal) for signal in given]
+        payloads = [self._captured(*pair) for pair in zip(encoded, given, strict=True)]
         await self._ready_to_publish()
         seconds = self.settings.publish_timeout if timeout is None else timeout
-        return await self._publisher.publish_many(encoded, seconds, unroutable)
+        return await self._publisher.publish_many(encoded, seconds, unroutable, payloads)
 
     async def _publish_to_audience(
-        self, encoded: codec.EncodedSignal, timeout: float, unroutable: Unrouted, until: Until, expect: int | None
+        self,
+        encoded: codec.EncodedSignal,
+        payload: Payload | None,
+        timeout: float,
+        unroutable: Unrouted,
+        until: Until,
+        expect: int | None,
     ) -> Receipt:
         """Publish knowing who gets it; with ``until="acked"``, wait for what becomes of it there."""
         clock = asyncio.get_running_loop().time
@@ -288,11 +310,11 @@ class Bus:
         if expect is not None and len(audience) != expect:
             raise AudienceMismatch(encoded.type, expect, audience)
         if until == "stored":
-            return await self._publisher.publish(encoded, deadline - clock(), unroutable)
+            return await self._publisher.publish(encoded, deadline - clock(), unroutable, payload)
         addressed = codec.with_headers(encoded, receiptto=self._member.session.id)
         awaited = self._member.acknowledgements.expect(encoded.id, audience)
         try:
-            receipt = await self._publisher.publish(addressed, deadline - clock(), unroutable)
+            receipt = await self._publisher.publish(addressed, deadline - clock(), unroutable, payload)
             settled = await awaited.wait(deadline - clock())
         finally:
             self._member.acknowledgements.forget(encoded.id, awaited)
@@ -303,6 +325,9 @@ class Bus:
 
     def _encode(self, signal: Signal) -> codec.EncodedSignal:
         return codec.encode(signal, default_source=self.settings.name, cause=CAUSE.get())
+
+    def _captured(self, encoded: codec.EncodedSignal, signal: Signal) -> Payload | None:
+        return self._recorder.payload(encoded.body, encoded.content_type, signal.data)
 
     async def _ready_to_publish(self) -> None:
         self._require_open()
@@ -354,13 +379,14 @@ class Bus:
         `BrokerUnavailable` and `Backpressure` (not sent), `DecodeError` (the reply is no ``reply``), `BusClosed`.
         """
         seconds = self.settings.request_timeout if timeout is None else timeout
-        encoded = self._encode(signal if isinstance(signal, Signal) else Signal(type=signal, data=data))
+        given = signal if isinstance(signal, Signal) else Signal(type=signal, data=data)
+        encoded = self._encode(given)
         self._publisher.check_size(encoded)
         self._require_open()
         if self._responders.starting:
             await self._responders.wait_started()  # responded to a moment ago, by ourselves
             self._require_open()
-        return read_reply(await self._requester.request(encoded, seconds), reply)
+        return read_reply(await self._requester.request(encoded, seconds, self._captured(encoded, given)), reply)
 
     @overload
     def respond(

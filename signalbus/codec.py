@@ -38,6 +38,7 @@ _ID, _TYPE, _SOURCE, _TIME, _SPEC = (PREFIX + name for name in ("id", "type", "s
 CORRELATION, CAUSATION, TRACE_PARENT, TRACE_STATE = (
     PREFIX + name for name in ("correlationid", "causationid", "traceparent", "tracestate")
 )
+SOURCE, SUBJECT, TIME = _SOURCE, PREFIX + "subject", _TIME
 _RECEIPT_TO = RECEIPT_TO.removeprefix(PREFIX)
 _OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
 _OPTIONAL_HEADERS = tuple((name, PREFIX + name) for name in _OPTIONAL)

@@ -15,6 +15,8 @@ from typing import Literal, cast, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from .errors import ConfigError
+from .ledger import Capture, CaptureMode, LedgerSettings, Level
+from .ledger.capture import SECRET_NAMES
 
 DEFAULT_URL = "sqlite:///signalbus.db"
 
@@ -32,6 +34,8 @@ class SqliteUrl:
     busy_timeout: float = 10.0  # seconds to wait for a foreign lock
     min_free_bytes: int = 16 * 1024 * 1024  # publishes are refused below; acks still need room
     network_filesystem: bool = False  # True: open on NFS, SMB, FUSE ... all the same
+    ledger_days: float = 7.0  # how long facts are kept
+    ledger_bytes: int = 1 << 30  # how much of them is kept, roughly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +67,14 @@ class Settings:
     request_timeout: float = 30.0
     connect_timeout: float = 30.0
     drain_timeout: float = 30.0
+    ledger: str = "all"  # or failures, off
+    ledger_sample: float = 1.0  # share of the signals of which everything is recorded; failures always are
+    ledger_payload: str = "off"  # or truncated, full
+    ledger_redact: str = ""  # further names of fields that hold secrets, with commas between
 
     def __post_init__(self) -> None:
         parse_url(self.url)
+        _ = self.recording
         for name in ("max_signal_bytes", "publish_timeout", "request_timeout", "connect_timeout", "drain_timeout"):
             value = getattr(self, name)
             if not value > 0:
@@ -86,6 +95,21 @@ class Settings:
             elif text := environment.get(variable):
                 values[setting.name] = _converted(text, setting.default, variable)
         return cls(**values)  # type: ignore[arg-type]  # checked name by name above
+
+    @property
+    def recording(self) -> LedgerSettings:
+        """What the ledger records. Raises `ConfigError`."""
+        if not 0.0 <= self.ledger_sample <= 1.0:
+            raise ConfigError(f"setting ledger_sample is {self.ledger_sample}; it must be from 0 to 1")
+        redacted = (name.strip() for name in self.ledger_redact.split(","))
+        return LedgerSettings(
+            level=Level(_known("ledger", self.ledger, tuple(Level))),
+            share=self.ledger_sample,
+            capture=Capture(
+                mode=CaptureMode(_known("ledger_payload", self.ledger_payload, tuple(CaptureMode))),
+                redact=(*SECRET_NAMES, *(name for name in redacted if name)),
+            ),
+        )
 
     def __repr__(self) -> str:
         return f"Settings(url={masked(self.url)!r}, name={self.name!r})"
@@ -121,13 +145,17 @@ def _sqlite(url: str) -> SqliteUrl:
     path = unquote(parts.path[1:])
     if not path or path == ":memory:":
         raise ConfigError(f"{url!r} names no file; use {DEFAULT_URL}. A bus in memory would keep no promise")
-    options = _options(parts, "durability", "busy_timeout", "min_free_bytes", "network_filesystem")
+    options = _options(
+        parts, "durability", "busy_timeout", "min_free_bytes", "network_filesystem", "ledger_days", "ledger_bytes"
+    )
     return SqliteUrl(
         path=Path(path).absolute(),
         durability=cast("Durability", _choice(options, "durability", get_args(Durability), "full")),
         busy_timeout=_number(options, "busy_timeout", 10.0),
         min_free_bytes=int(_number(options, "min_free_bytes", 16 * 1024 * 1024)),
         network_filesystem=_choice(options, "network_filesystem", ("true", "false"), "false") == "true",
+        ledger_days=_number(options, "ledger_days", 7.0),
+        ledger_bytes=int(_number(options, "ledger_bytes", 1 << 30)),
     )
 
 
@@ -184,6 +212,12 @@ def _choice(options: Mapping[str, str], name: str, valid: tuple[str, ...], defau
     value = options.get(name, default)
     if value not in valid:
         raise ConfigError(f"option {name} is {value!a}; valid are {', '.join(valid)}")
+    return value
+
+
+def _known(setting: str, value: str, valid: tuple[str, ...]) -> str:
+    if value not in valid:
+        raise ConfigError(f"setting {setting} is {value!a}; valid are {', '.join(valid)}")
     return value
 
 

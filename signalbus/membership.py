@@ -14,6 +14,7 @@ from . import acknowledgements
 from .acknowledgements import Acknowledgements
 from .brokers.base import Broker
 from .delivery import Settlement
+from .ledger import Recorder
 from .responder import RespondingService
 from .services import Services
 from .sessions import SessionInfo, SessionReport, encode_report
@@ -32,11 +33,13 @@ class Member:
         broker: Broker,
         subscriptions: Services[SubscriptionService],
         responders: Services[RespondingService],
+        recorder: Recorder,
     ) -> None:
         self.acknowledgements = Acknowledgements(broker.send)
         self._name = name
         self._subscriptions = subscriptions
         self._responders = responders
+        self._recorder = recorder
         self._session: SessionInfo | None = None
 
     @property
@@ -99,6 +102,7 @@ class Member:
         """See `Host.renewed`."""
         log.warning("session %s was taken for dead, and goes on as %s", self.session.id, session.id)
         self._session = session
+        self._recorder.session_up(session)
 
 
 def _version() -> str:

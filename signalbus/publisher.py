@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .brokers.base import CONFIRMED, Broker, PublishOutcome, PublishResult
-from .codec import EncodedSignal
+from .codec import CAUSATION, CORRELATION, SOURCE, SUBJECT, TIME, TRACE_PARENT, EncodedSignal, HeaderValue
 from .errors import (
     Backpressure,
     BatchError,
@@ -23,6 +23,7 @@ from .errors import (
     SignalBusError,
     Unroutable,
 )
+from .ledger import Payload, Recorder, silent
 from .receipts import Receipt
 from .signals import utc_now
 from .telemetry import Telemetry
@@ -50,6 +51,8 @@ class _Pending:
     """One signal under way. ``sent``: some try may have stored it."""
 
     encoded: EncodedSignal
+    payload: Payload | None = None
+    began: float = 0.0
     tries: int = 0
     sent: bool = False
     reason: str = ""
@@ -59,57 +62,85 @@ class _Pending:
 class Publisher:
     """Publishes encoded signals through a broker."""
 
-    def __init__(self, broker: Broker, max_signal_bytes: int, telemetry: Telemetry | None = None) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        max_signal_bytes: int,
+        telemetry: Telemetry | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._broker = broker
         self._telemetry = telemetry or Telemetry()
+        self._recorder = silent() if recorder is None else recorder  # an empty one is false
         self._max_signal_bytes = max_signal_bytes
         self.stats = PublisherStats()
 
-    async def publish(self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted) -> Receipt:
+    async def publish(
+        self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted, payload: Payload | None = None
+    ) -> Receipt:
         """Publish one signal; ``timeout`` in seconds. Raises as `Bus.publish` says."""
         self.check_size(encoded)
         with self._telemetry.sending(encoded) as operation:
-            return await self._publish(operation.carried_by(encoded), timeout, unroutable)
+            return await self._publish(operation.carried_by(encoded), timeout, unroutable, payload)
 
-    async def _publish(self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted) -> Receipt:
-        deadline = asyncio.get_running_loop().time() + timeout
+    async def _publish(
+        self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted, payload: Payload | None
+    ) -> Receipt:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             (outcome,) = await self._broker.publish((encoded,), timeout)
         except BrokerError:
             self.stats.failed += 1
             raise
-        if outcome is CONFIRMED:
+        if outcome.result is CONFIRMED.result:
             self.stats.published += 1
+            if self._recorder.tells(encoded.id):
+                self._tell_accepted(encoded, outcome, payload, 1, clock() - began)
             return Receipt(id=encoded.id, type=encoded.type, stored_at=utc_now())
-        pending = _Pending(encoded)
+        pending = _Pending(encoded, payload, began)
         self._take(pending, outcome, unroutable)
-        result = pending.result or (await self._repeat([pending], deadline, unroutable))[0]
+        result = pending.result or (await self._repeat([pending], began + timeout, unroutable))[0]
         if isinstance(result, Receipt):
             return result
         raise result
 
-    async def publish_many(self, batch: Sequence[EncodedSignal], timeout: float, unroutable: Unrouted) -> list[Receipt]:
-        """Publish a batch in order; ``timeout`` in seconds for all of it. Raises `BatchError`."""
+    async def publish_many(
+        self,
+        batch: Sequence[EncodedSignal],
+        timeout: float,
+        unroutable: Unrouted,
+        payloads: Sequence[Payload | None] = (),
+    ) -> list[Receipt]:
+        """Publish a batch in order; ``timeout`` in seconds for all of it. Raises `BatchError`.
+
+        ``payloads``: for the ledger, one for each signal, or none at all.
+        """
         for encoded in batch:
             self.check_size(encoded)
         deadline = asyncio.get_running_loop().time() + timeout
         results: list[Receipt | SignalBusError] = []
         for start in range(0, len(batch), BATCH):
-            results += await self._publish_chunk(batch[start : start + BATCH], deadline, unroutable)
+            end = start + BATCH
+            results += await self._publish_chunk(batch[start:end], deadline, unroutable, payloads[start:end])
         receipts = [result for result in results if isinstance(result, Receipt)]
         if len(receipts) < len(results):
             raise BatchError(results)
         return receipts
 
     async def _publish_chunk(
-        self, batch: Sequence[EncodedSignal], deadline: float, unroutable: Unrouted
+        self,
+        batch: Sequence[EncodedSignal],
+        deadline: float,
+        unroutable: Unrouted,
+        payloads: Sequence[Payload | None],
     ) -> list[Receipt | SignalBusError]:
         if not self._telemetry.active:
-            return await self._finish([_Pending(encoded) for encoded in batch], deadline, unroutable)
+            return await self._finish(_pending(batch, payloads), deadline, unroutable)
         with ExitStack() as stack:
             operations = [stack.enter_context(self._telemetry.sending(encoded)) for encoded in batch]
             carried = [operation.carried_by(encoded) for operation, encoded in zip(operations, batch, strict=True)]
-            results = await self._finish([_Pending(encoded) for encoded in carried], deadline, unroutable)
+            results = await self._finish(_pending(carried, payloads), deadline, unroutable)
             for operation, result in zip(operations, results, strict=True):
                 if isinstance(result, SignalBusError):
                     operation.fail(result)
@@ -170,9 +201,13 @@ class Publisher:
         match outcome.result:
             case PublishResult.CONFIRMED:
                 self.stats.published += 1
+                if self._recorder.tells(encoded.id):
+                    took = asyncio.get_running_loop().time() - pending.began
+                    self._tell_accepted(encoded, outcome, pending.payload, pending.tries, took)
                 pending.result = Receipt(id=encoded.id, type=encoded.type, stored_at=utc_now(), attempts=pending.tries)
             case PublishResult.RETURNED:
                 self.stats.unroutable += 1
+                self._tell_unroutable(encoded, pending.payload)
                 if unroutable == "raise":
                     pending.result = Unroutable(encoded.id, encoded.type)
                 else:
@@ -184,6 +219,50 @@ class Publisher:
             case PublishResult.UNKNOWN:
                 pending.sent = True
                 pending.reason = outcome.reason
+
+    def _tell_accepted(
+        self, encoded: EncodedSignal, outcome: PublishOutcome, payload: Payload | None, tries: int, seconds: float
+    ) -> None:
+        header = encoded.headers.get
+        self._recorder.accepted(
+            encoded.id,
+            encoded.type,
+            str(header(SOURCE, "")),
+            _text(header(SUBJECT)),
+            _text(header(TIME)),
+            _text(header(CORRELATION)),
+            _text(header(CAUSATION)),
+            _text(header(TRACE_PARENT)),
+            outcome.subscriptions,
+            payload,
+            tries,
+            seconds,
+        )
+
+    def _tell_unroutable(self, encoded: EncodedSignal, payload: Payload | None) -> None:
+        header = encoded.headers.get
+        self._recorder.unroutable(
+            encoded.id,
+            encoded.type,
+            str(header(SOURCE, "")),
+            _text(header(SUBJECT)),
+            _text(header(TIME)),
+            _text(header(CORRELATION)),
+            _text(header(CAUSATION)),
+            _text(header(TRACE_PARENT)),
+            payload,
+        )
+
+
+def _pending(batch: Sequence[EncodedSignal], payloads: Sequence[Payload | None]) -> list[_Pending]:
+    began = asyncio.get_running_loop().time()
+    if not payloads:
+        return [_Pending(encoded, None, began) for encoded in batch]
+    return [_Pending(encoded, payload, began) for encoded, payload in zip(batch, payloads, strict=True)]
+
+
+def _text(value: HeaderValue | None) -> str | None:
+    return value if value is None or isinstance(value, str) else str(value)
 
 
 def _given_up(pending: _Pending) -> SignalBusError:

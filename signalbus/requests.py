@@ -16,8 +16,9 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 
 from . import codec
 from .brokers.base import Answer, AnswerKind, Broker
-from .codec import EncodedSignal
+from .codec import CAUSATION, CORRELATION, SOURCE, SUBJECT, TIME, TRACE_PARENT, EncodedSignal, text_header
 from .errors import (
+    BrokerError,
     ConfigError,
     DecodeError,
     NoResponder,
@@ -29,12 +30,15 @@ from .errors import (
     ResponderDown,
 )
 from .handlers import problems
+from .ledger import Payload, Recorder, ReplySide, silent
 from .telemetry import Telemetry
 
 T = TypeVar("T")
 
 FIRST_PAUSE = 0.01  # seconds before a request is sent again whose responder left; doubles
 LONGEST_PAUSE = 0.5
+NOT_SENT = "not_sent"  # the outcome of a request that the broker did not take
+GIVEN_UP = "given_up"  # of one that its requester does not wait for any more
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,18 +54,21 @@ class RequesterStats:
 class Requester:
     """Sends requests through a broker, and turns answers into replies and errors."""
 
-    def __init__(self, broker: Broker, telemetry: Telemetry | None = None) -> None:
+    def __init__(self, broker: Broker, telemetry: Telemetry | None = None, recorder: Recorder | None = None) -> None:
         self._broker = broker
         self._telemetry = telemetry or Telemetry()
+        self._recorder = silent() if recorder is None else recorder  # an empty one is false
         self.stats = RequesterStats()
 
-    async def request(self, encoded: EncodedSignal, timeout: float) -> Answer:
+    async def request(self, encoded: EncodedSignal, timeout: float, payload: Payload | None = None) -> Answer:
         """Return the reply's answer. Raises a `RequestError`, `BrokerUnavailable` or `Backpressure`."""
         self.stats.sent += 1
         self.stats.open += 1
         try:
             with self._telemetry.requesting(encoded) as operation:
-                answer = await self._until_answered(operation.carried_by(encoded), timeout)
+                answer = await self._recorded(operation.carried_by(encoded), timeout, payload)
+                if answer.kind is not AnswerKind.REPLY:
+                    raise _error(answer, encoded, timeout)
         except BaseException:
             self.stats.failed += 1
             raise
@@ -70,6 +77,41 @@ class Requester:
         self.stats.replied += 1
         return answer
 
+    async def _recorded(self, encoded: EncodedSignal, timeout: float, payload: Payload | None) -> Answer:
+        """Ask, and tell the ledger of it."""
+        if self._recorder.tells(encoded.id):
+            self._tell_requested(encoded, timeout, payload)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        outcome, error, message, responder = GIVEN_UP, "", "", ""
+        try:
+            answer = await self._until_answered(encoded, timeout)
+            outcome, message, responder = answer.kind.value, answer.reason, answer.session
+            if answer.kind is AnswerKind.FAILED:
+                remote = _remote_error(answer, encoded)
+                error, message = remote.type, remote.message
+        except BrokerError as problem:
+            outcome, error, message = NOT_SENT, type(problem).__name__, str(problem)
+            raise
+        finally:
+            told = (ReplySide.REQUESTER, outcome, clock() - began, error, message, responder)
+            self._recorder.replied(encoded.id, encoded.type, *told)
+        return answer
+
+    def _tell_requested(self, encoded: EncodedSignal, timeout: float, payload: Payload | None) -> None:
+        self._recorder.requested(
+            encoded.id,
+            encoded.type,
+            text_header(encoded, SOURCE) or "",
+            text_header(encoded, SUBJECT),
+            text_header(encoded, TIME),
+            text_header(encoded, CORRELATION),
+            text_header(encoded, CAUSATION),
+            text_header(encoded, TRACE_PARENT),
+            payload,
+            timeout,
+        )
+
     async def _until_answered(self, encoded: EncodedSignal, timeout: float) -> Answer:
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
@@ -77,10 +119,8 @@ class Requester:
         left = timeout
         while True:
             answer = await self._broker.request(encoded, left)
-            if answer.kind is AnswerKind.REPLY:
-                return answer
             if answer.kind is not AnswerKind.MOVED or clock() + pause >= deadline:
-                raise _error(answer, encoded, timeout)
+                return answer
             # Its responder left in good order before it began: another try is not a second run.
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)

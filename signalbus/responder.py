@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, ParamSpec, Self, TypedDict, TypeVar
+from typing import Generic, ParamSpec, Self, TypedDict, TypeVar, cast
 
 import orjson
 
@@ -22,6 +22,7 @@ from .brokers.base import Answer, AnswerKind, IncomingRequest, Responder
 from .delivery import describe
 from .errors import BrokerError, BrokerUnavailable, BusClosed, ConfigError, DecodeError, InvalidSignal
 from .handlers import Delivery, Handler, absorb_cancellation
+from .ledger import ReplySide
 from .services import Surroundings
 from .sessions import ServiceReport
 from .signals import utc_now
@@ -180,18 +181,22 @@ class RespondingService:
     async def _respond(self, responder: Responder, request: IncomingRequest) -> None:
         if request.redelivered and not self._options.idempotent:
             self.stats.refused += 1
-            answer = Answer(AnswerKind.RESPONDER_DOWN, session=self._session)
+            answer, took = Answer(AnswerKind.RESPONDER_DOWN, session=self._session), None
         else:
             self.stats.in_flight += 1
+            clock = asyncio.get_running_loop().time
+            began = clock()
             try:
                 answer = await self._run(request)
             finally:
                 self.stats.in_flight -= 1
+            took = clock() - began
         task = asyncio.current_task()
         if task is not None and task.cancelling() and not self._cancelling:
             await absorb_cancellation(task)
         try:
             heard = await self._answer(responder, request, answer)
+            self._tell(request, answer, took)
         except BrokerError as error:
             # The connection the request came on is gone as well: it goes to another responder, or its requester hears.
             self.stats.last_error = str(error)
@@ -205,6 +210,18 @@ class RespondingService:
             return await responder.answer(request, answer)
         except InvalidSignal as error:  # the broker's own limit is below ours
             return await responder.answer(request, self._failed(DecodeError(f"the reply cannot be sent: {error}")))
+
+    def _tell(self, request: IncomingRequest, answer: Answer, took: float | None) -> None:
+        """Tell the ledger what was answered."""
+        assert self._surroundings is not None
+        error = message = ""
+        if answer.kind is AnswerKind.FAILED:
+            told = cast("dict[str, str]", orjson.loads(answer.body))
+            error, message = told["type"], told["message"]
+        signal = request.signal
+        self._surroundings.recorder.replied(
+            signal.id, signal.type, ReplySide.RESPONDER, answer.kind.value, took, error, message
+        )
 
     @property
     def _session(self) -> str:

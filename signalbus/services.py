@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from .brokers.base import Broker
 from .delivery import Settlement
+from .ledger import Recorder, silent
 from .supervision import Supervisor
 from .telemetry import Telemetry
 
@@ -34,6 +35,7 @@ class Surroundings:
     max_signal_bytes: int
     timeout: float
     drain_timeout: float
+    recorder: Recorder = field(default_factory=silent)
 
 
 class Service(Protocol):

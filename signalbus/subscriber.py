@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import TypedDict
 
 from .brokers.base import Broker, Consumer, Incoming, SubscriptionSpec
-from .codec import RECEIPT_TO
+from .codec import CAUSATION, RECEIPT_TO, text_header
 from .delivery import (
     ACK,
     RELEASE,
@@ -32,6 +32,7 @@ from .delivery import (
 )
 from .errors import BrokerError, ConfigError, DecodeError, Retry
 from .handlers import Delivery, Handler, absorb_cancellation
+from .ledger import Recorder, silent
 from .policy import RetryPolicy
 from .services import Tell
 from .sessions import ServiceReport
@@ -168,6 +169,7 @@ class Subscriber:
         session: Callable[[], str],
         tell: Tell,
         telemetry: Telemetry,
+        recorder: Recorder | None = None,
     ) -> None:
         self.stats = SubscriptionStats()
         self.ready = asyncio.Event()  # the broker counts us as a consumer
@@ -178,6 +180,7 @@ class Subscriber:
         self._session = session
         self._tell = tell
         self._telemetry = telemetry
+        self._recorder = silent() if recorder is None else recorder  # an empty one is false
         self._progress = 0.0  # when we last settled one, or took one with empty hands
         self._usual = 0.0  # seconds a handler takes, as a moving average
         self._wanted = asyncio.Event()  # cleared while paused
@@ -351,7 +354,8 @@ class Subscriber:
         try:
             settlement = await self._run(incoming)
         finally:
-            self._usual += USUAL_WEIGHT * (clock() - began - self._usual)
+            took = clock() - began
+            self._usual += USUAL_WEIGHT * (took - self._usual)
             # The slot is free as soon as the handler ended: the next one need not wait for our commit.
             self.stats.in_flight -= 1
             if self._waiting:
@@ -359,10 +363,12 @@ class Subscriber:
         task = asyncio.current_task()
         if task is not None and task.cancelling() and not self._cancelling:
             await absorb_cancellation(task)
-        recorded = await self._settle(stream, incoming, settlement)
+        recorded = await self._settle(stream, incoming, settlement, took)
         for twin_stream, twin in run.twins:
             # Once the verdict is recorded, further copies are duplicates.
-            recorded = await self._settle(twin_stream, twin, ACK if recorded else settlement) or recorded
+            recorded = (
+                await self._settle(twin_stream, twin, ACK if recorded else settlement, took, again=recorded) or recorded
+            )
         if self._running.get(key) is run:
             del self._running[key]
         if not recorded:
@@ -389,6 +395,8 @@ class Subscriber:
             history=incoming.history,
             encoded=incoming.signal,
         )
+        if self._recorder.tells(incoming.signal.id):
+            self._tell_delivered(incoming)
         try:
             async with asyncio.timeout(options.timeout.total_seconds()):
                 with self._telemetry.processing(incoming.signal, self._spec.name):
@@ -437,8 +445,19 @@ class Subscriber:
                 pass
         return settlement
 
-    async def _settle(self, stream: _Stream, incoming: Incoming, settlement: Settlement) -> bool:
-        """Settle, again and again while the broker cannot store it; return whether it is recorded."""
+    async def _settle(
+        self,
+        stream: _Stream,
+        incoming: Incoming,
+        settlement: Settlement,
+        took: float | None = None,
+        *,
+        again: bool = False,
+    ) -> bool:
+        """Settle, repeatedly while the broker cannot store it; return whether it is recorded.
+
+        ``took``: seconds that the handler ran. ``again``: this attempt is settled already, by another copy.
+        """
         pause = FIRST_PAUSE
         recorded: bool | None = None
         while recorded is None:
@@ -452,11 +471,39 @@ class Subscriber:
         stream.held -= 1
         self._progress = asyncio.get_running_loop().time()
         self._count(settlement, recorded)
+        if recorded and not again:
+            self._tell_settled(incoming, settlement, took)
         if recorded and (to := incoming.signal.headers.get(RECEIPT_TO)) is not None:
             self._tell(str(to), incoming.signal.id, self._spec.name, settlement)
         if stream.ended:
             await self._retire(stream)
         return recorded
+
+    def _tell_delivered(self, incoming: Incoming) -> None:
+        signal = incoming.signal
+        self._recorder.delivered(
+            signal.id,
+            signal.type,
+            self._spec.name,
+            incoming.attempt,
+            incoming.crashes,
+            None,  # when it could be handed out, only the broker knows
+            text_header(signal, CAUSATION),
+        )
+
+    def _tell_settled(self, incoming: Incoming, settlement: Settlement, took: float | None) -> None:
+        recorder, signal, name = self._recorder, incoming.signal, self._spec.name
+        where = (signal.id, signal.type, name, incoming.attempt, incoming.crashes)
+        match settlement:
+            case Ack():
+                recorder.acked(*where, took)
+            case RetryLater(delay=delay, history=history):
+                error, message = (history[-1].error, history[-1].message) if history else ("", "")
+                recorder.retried(*where, took, error, message, delay.total_seconds())
+            case DeadLetter(reason=reason, detail=detail, history=history):
+                recorder.dead(*where, took, reason.value, detail, history[-1].error if history else "")
+            case Release():
+                recorder.released(*where)
 
     def _count(self, settlement: Settlement, recorded: bool) -> None:
         stats = self.stats

@@ -105,6 +105,7 @@ class SubscriptionService:
             surroundings.session,
             surroundings.tell,
             surroundings.telemetry,
+            surroundings.recorder,
         )
         self._subscriber = subscriber
         if self._paused:

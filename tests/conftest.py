@@ -17,6 +17,7 @@ from tests.leaks import LeakCheck
 # Before anything imports them: helpers whose asserts should explain themselves.
 pytest.register_assert_rewrite(
     "tests.brokers.contract",
+    "tests.brokers.contract_ledger",
     "tests.brokers.contract_liveness",
     "tests.brokers.contract_requests",
     "tests.brokers.world",

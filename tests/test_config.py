@@ -126,6 +126,28 @@ def test_the_environment_is_read_and_arguments_win() -> None:
     )
 
 
+def test_what_the_ledger_records_is_set_by_the_environment() -> None:
+    plain = Settings.read({}).recording
+    assert (plain.level, plain.share, plain.capture.mode) == ("all", 1.0, "off")
+    told = Settings.read(
+        {
+            "SIGNALBUS_LEDGER": "failures",
+            "SIGNALBUS_LEDGER_SAMPLE": "0.25",
+            "SIGNALBUS_LEDGER_PAYLOAD": "truncated",
+            "SIGNALBUS_LEDGER_REDACT": "iban, ssn,",
+        }
+    ).recording
+    assert (told.level, told.share, told.capture.mode) == ("failures", 0.25, "truncated")
+    assert told.capture.redact[-2:] == ("iban", "ssn")
+    assert set(plain.capture.redact) < set(told.capture.redact), "further names, not others"
+
+
+def test_how_long_the_embedded_broker_keeps_facts_is_in_its_url() -> None:
+    url = parse_url("sqlite:///bus.db?ledger_days=0.5&ledger_bytes=1000000")
+    assert isinstance(url, SqliteUrl)
+    assert (url.ledger_days, url.ledger_bytes) == (0.5, 1_000_000)
+
+
 def test_nothing_set_means_the_defaults() -> None:
     assert Settings.read({}) == Settings()
     assert Settings().url == "sqlite:///signalbus.db"
@@ -141,6 +163,10 @@ def test_nothing_set_means_the_defaults() -> None:
         ("SIGNALBUS_MAX_SIGNAL_BYTES", "1.5"),
         ("SIGNALBUS_NAME", "a\nb"),
         ("SIGNALBUS_URL", "redis://"),
+        ("SIGNALBUS_LEDGER", "some"),
+        ("SIGNALBUS_LEDGER_SAMPLE", "1.1"),
+        ("SIGNALBUS_LEDGER_SAMPLE", "nan"),
+        ("SIGNALBUS_LEDGER_PAYLOAD", "half"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(variable: str, value: str) -> None:

@@ -32,6 +32,7 @@ from signalbus.ledger import (
     SessionDown,
     decode,
     encode,
+    silent,
 )
 from signalbus.ledger.facts import FIELDS, STEPS, Step, to_row
 from signalbus.sessions import Down, DownReason, SessionInfo
@@ -136,6 +137,45 @@ def test_a_batch_holds_the_facts_of_one_session_only() -> None:
     assert (first.origin.session, second.origin.session) == ("s1", "s1:2")
     assert first.origin.recorder == second.origin.recorder
     assert second.first == 3
+
+
+def test_without_a_session_facts_wait_until_there_is_one() -> None:
+    told = Recorder()
+    told.acked("a", "t", "s", 1)
+    assert told.take(10) is None
+    told.session_up(SESSION)
+    batch = taken(told)
+    assert ([row[0] for row in batch.rows], batch.origin.session, batch.first) == (["acked", "session_up"], "s1", 1)
+
+
+def test_who_takes_facts_is_called_for_the_first_of_them() -> None:
+    told = recorder()
+    stirred: list[int] = []
+    told.stirred = lambda: stirred.append(len(told))
+    told.acked("a", "t", "s", 1)
+    told.acked("b", "t", "s", 1)
+    assert stirred == [1]
+    taken(told)
+    told.acked("c", "t", "s", 1)
+    assert stirred == [1, 1]
+
+
+def test_a_batch_of_large_payloads_fits_into_one_message() -> None:
+    told = recorder(capture=Capture(mode=CaptureMode.FULL))
+    body = b'"' + b"x" * 250_000 + b'"'
+    for number in range(40):
+        told.accepted(str(number), "t", "shop", payload=told.payload(body, "application/json"))
+    sizes = [len(encode(batch)) for batch in iter(lambda: told.take(250), None)]
+    assert max(sizes) < 8 << 20
+    assert sum(sizes) > 9 << 20, "none of them was left out"
+
+
+def test_telling_can_be_asked_for_before_a_fact_is_put_together() -> None:
+    assert recorder().tells("a")
+    assert not recorder(level=Level.FAILURES).tells("a")
+    assert not silent().tells("a")
+    half = recorder(share=0.5)
+    assert {half.tells(str(number)) for number in range(50)} == {True, False}
 
 
 def test_sessions_that_told_nothing_do_not_hold_up_the_others() -> None:
@@ -450,6 +490,12 @@ def test_large_integers_survive() -> None:
 def test_what_cannot_be_redacted_is_described_not_kept(body: bytes, content_type: str | None, said: str) -> None:
     text, cut = Capture().read(Payload(body, content_type, frozenset()))
     assert (json.loads(text), cut) == (said, True)
+
+
+def test_an_integer_that_python_does_not_write_is_described() -> None:
+    text, cut = Capture().read(Payload(b'{"n":' + b"9" * 5_000 + b"}", "application/json", frozenset()))
+    assert cut
+    assert text.startswith('"[') or len(text) < 10_000
 
 
 def test_deeply_nested_payloads_are_cut() -> None:

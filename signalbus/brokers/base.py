@@ -19,6 +19,7 @@ from typing import Protocol
 
 from ..codec import EncodedSignal
 from ..delivery import DeadReason, Failure, Settlement
+from ..ledger import Batch
 from ..sessions import Down, DownReason, SessionInfo
 
 
@@ -33,10 +34,14 @@ class PublishResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PublishOutcome:
-    """The result for one signal; ``reason`` explains REFUSED and UNKNOWN."""
+    """The result for one signal; ``reason`` explains REFUSED and UNKNOWN.
+
+    ``subscriptions``: where a confirmed one went, by name; None where the broker does not tell.
+    """
 
     result: PublishResult
     reason: str = ""
+    subscriptions: tuple[str, ...] | None = field(default=None, compare=False)
 
 
 CONFIRMED = PublishOutcome(PublishResult.CONFIRMED)
@@ -354,6 +359,15 @@ class Broker(Protocol):
 
     async def dead_letters(self, limit: int, timeout: float) -> Sequence[StoredDeadLetter]:
         """Return up to ``limit`` dead letters, oldest first, and leave them where they are."""
+        ...
+
+    def append(self, batches: Sequence[Batch]) -> None:
+        """Take facts for the ledger: at most once, some time later, in order. Never blocks, and never raises.
+
+        A fact is worth less than a signal: what finds no room, or cannot be stored, is dropped and counted
+        (``facts_dropped``), with a warning in `health`, and delivery goes on. What was appended before `aclose` is
+        stored by its end, if it can be within the time that has.
+        """
         ...
 
     def health(self) -> BrokerHealth:

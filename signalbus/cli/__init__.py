@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from .commands import COMMANDS, VALUE_OPTIONS, help_text
+from .commands import COMMANDS, GROUPS, VALUE_OPTIONS, group_help, help_text
 
 USAGE = 2
 
@@ -23,6 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = [*words, "--help"]
     if name is None:
         return _without_command(words)
+    if name in GROUPS:
+        second, words = _split(words)
+        if second is None:
+            return _without_second(name, words)
+        name = f"{name} {second}"
     if name not in COMMANDS:
         return _unknown(name)
     from .dispatch import run_command
@@ -49,6 +54,14 @@ def _without_command(words: list[str]) -> int:
         sys.stdout.write(help_text())
         return 0
     sys.stderr.write(help_text())
+    return USAGE
+
+
+def _without_second(group: str, words: list[str]) -> int:
+    if "--help" in words or "-h" in words:
+        sys.stdout.write(group_help(group))
+        return 0
+    sys.stderr.write(group_help(group))
     return USAGE
 
 

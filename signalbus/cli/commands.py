@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Name of each command, which is also its module, and what it does.
+#: Name of each command, which is also its module (with ``_`` for the blank), and what it does.
 COMMANDS = {
     "run": "serve the subscriptions of a bus: module:bus",
     "demo": "show the bus at work: a month of flights, a killed subscriber, nothing lost",
@@ -11,10 +11,18 @@ COMMANDS = {
     "respond": "respond to requests: with an echo, or with a program's output",
     "tail": "show signals as they are published",
     "subscribers": "list who serves each subscription, and whether it gets anywhere",
+    "trace list": "list signals with what became of them",
+    "trace show": "show one signal: where it went, each attempt, what it caused",
+    "trace follow": "show signals as they come, and again as they get further",
+    "trace explain": "say where a signal of a type would go, and why not elsewhere",
+    "router": "keep the ledger of a RabbitMQ, for the trace commands",
     "topology": "list the subscriptions and what their queues hold",
     "doctor": "check this machine and the broker, and say what to do",
     "version": "show versions",
 }
+
+#: First words of commands that have two.
+GROUPS = frozenset(name.partition(" ")[0] for name in COMMANDS if " " in name)
 
 #: Global options that take a value, so that they may stand before the command.
 VALUE_OPTIONS = ("--url", "--timeout")
@@ -47,9 +55,23 @@ Examples:
   signalbus publish order.placed '{{"order_id": "A1", "total": 9.5}}'
   signalbus request quote.get '{{"symbol": "ABC"}}'
   signalbus tail 'order.*' --json
+  signalbus trace list --failed
 """
 
 
 def help_text() -> str:
     """Return the help of the whole program."""
-    return HELP.format(commands="\n".join(f"  {name:<11} {summary}" for name, summary in COMMANDS.items()))
+    return HELP.format(commands=_listed(COMMANDS))
+
+
+def group_help(group: str) -> str:
+    """Return the help of the commands that begin with the same word."""
+    listed = _listed({name: summary for name, summary in COMMANDS.items() if name.startswith(f"{group} ")})
+    return (
+        f"Usage: signalbus {group} COMMAND [ARGS]\n\nCommands:\n{listed}\n\n"
+        f"`signalbus {group} COMMAND --help` shows the help of one.\n"
+    )
+
+
+def _listed(commands: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<13} {summary}" for name, summary in commands.items())

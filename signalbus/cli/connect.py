@@ -11,13 +11,14 @@ from .failures import CommandError, Exit
 from .options import Options
 
 
-def command_bus(options: Options) -> Bus:
-    """Return a bus, not yet open, named after who runs the command."""
+def command_bus(options: Options, *, ledger: str | None = None) -> Bus:
+    """Return a bus, not yet open, named after who runs the command. ``ledger``: what it records of itself."""
     return Bus(
         options.url,
         name=command_name(),
         connect_timeout=options.connect_seconds,
         publish_timeout=options.timeout,
+        ledger=ledger,
     )
 
 

@@ -36,7 +36,8 @@ def run_command(name: str, words: list[str]) -> int:
 
 
 def _app(name: str) -> App:
-    module = importlib.import_module(f".{name}", __package__)
+    function = name.replace(" ", "_")
+    module = importlib.import_module(f".{function}", __package__)
     app = App(
         name=f"signalbus {name}",
         help_format="plaintext",
@@ -45,7 +46,7 @@ def _app(name: str) -> App:
         version_flags=[],
         result_action="return_value",
     )
-    app.default(getattr(module, name))
+    app.default(getattr(module, function))
     return app
 
 

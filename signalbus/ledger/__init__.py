@@ -27,7 +27,7 @@ from .facts import (
     Step,
     Unroutable,
 )
-from .recorder import LedgerSettings, Recorder
+from .recorder import LedgerSettings, Recorder, silent
 from .wire import VERSION, LedgerError, MalformedBatch, NewerBatch, decode, encode, writable
 
 __all__ = [
@@ -62,5 +62,6 @@ __all__ = [
     "Unroutable",
     "decode",
     "encode",
+    "silent",
     "writable",
 ]

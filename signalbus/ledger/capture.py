@@ -81,10 +81,11 @@ class Capture:
         if not is_json(payload.content_type):
             return _dumped(f"[{size} bytes of {payload.content_type or 'unknown type'}]"), True
         try:
-            data = decode_data(payload.body, payload.content_type)
+            return self._fitted(decode_data(payload.body, payload.content_type), size, payload.secrets)
         except DecodeError:
             return _dumped(f"[{size} bytes that are not JSON]"), True
-        return self._fitted(data, size, payload.secrets)
+        except ValueError:  # an integer of thousands of digits: Python writes none
+            return _dumped(f"[{size} bytes of JSON]"), True
 
     def _fitted(self, data: object, size: int, secrets: frozenset[str]) -> tuple[str, bool]:
         limit = FULL_LIMIT if self.mode is CaptureMode.FULL else self.limit

@@ -20,6 +20,8 @@ from .facts import FIELDS, Accepted, Batch, Level, Origin, ReplySide, Requested,
 
 # The position of the captured payload in a row; whether it was cut follows.
 _DATA = {step.kind: FIELDS[step.kind].index("data") + 2 for step in (Accepted, Unroutable, Requested)}
+_PAYLOAD_BYTES = 4 << 20  # that wait; beyond it a batch holds a few facts only, as it has to fit into one message
+_FEW = 8
 _ANSWERED = "reply"  # the outcome of a request that is no failure
 
 
@@ -50,21 +52,25 @@ class Recorder:
 
     def __init__(
         self,
-        session: SessionInfo,
+        session: SessionInfo | None = None,
         settings: LedgerSettings | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Begin to record; without a session, nothing can be taken before `session_up` says whose facts they are."""
         self.settings = settings or LedgerSettings()
         self.dropped = 0
         self.payloads_left_out = 0
-        self._id = f"{session.id}/{secrets.token_hex(4)}"  # one bus may have several recorders in its life
+        self.stirred: Callable[[], None] = _nobody  # called when the first of the facts that wait is told
+        self._id = secrets.token_hex(8)
         self._clock = clock
         self._buffer: deque[Row] = deque()
         self._appended = 0  # facts so far, dropped ones left out
         self._taken = 0
         self._payload_bytes = 0
-        self._sessions: deque[tuple[int, Origin]] = deque([(0, self._origin(session))])
+        self._sessions: deque[tuple[int, Origin]] = deque()
+        if session is not None:
+            self._sessions.append((0, self._origin(session)))
         self._off = self.settings.level is Level.OFF
         self._everything = self.settings.level is Level.ALL and self.settings.share >= 1.0
         self._threshold = int(self.settings.share * 2**32) if self.settings.level is Level.ALL else 0
@@ -74,6 +80,10 @@ class Recorder:
         """How many facts wait."""
         return len(self._buffer)
 
+    def tells(self, signal: str) -> bool:
+        """Tell whether what goes well with a signal is recorded: who asks first saves putting a fact together."""
+        return self._everything or self._chosen(signal)
+
     # Publishers
 
     def accepted(
@@ -81,7 +91,6 @@ class Recorder:
         signal: str,
         type: str,  # noqa: A002 - the attribute's name
         source: str,
-        *,
         subject: str | None = None,
         time: str | None = None,
         correlationid: str | None = None,
@@ -94,32 +103,20 @@ class Recorder:
     ) -> None:
         """Tell that a signal is stored."""
         if self._everything or self._chosen(signal):
-            self._append(
-                (
-                    "accepted",
-                    self._clock(),
-                    signal,
-                    type,
-                    source,
-                    subject,
-                    time,
-                    correlationid,
-                    causationid,
-                    traceparent,
-                    subscriptions,
-                    payload and self._room(payload),
-                    False,
-                    attempts,
-                    seconds,
-                )
-            )
+            room = None if payload is None else self._room(payload)
+            at, cause = self._clock(), causationid
+            # fmt: off
+            self._append((
+                "accepted", at, signal, type, source, subject, time, correlationid, cause, traceparent,
+                subscriptions, room, False, attempts, seconds,
+            ))
+            # fmt: on
 
     def unroutable(
         self,
         signal: str,
         type: str,  # noqa: A002 - the attribute's name
         source: str,
-        *,
         subject: str | None = None,
         time: str | None = None,
         correlationid: str | None = None,
@@ -151,7 +148,6 @@ class Recorder:
         signal: str,
         type: str,  # noqa: A002 - the attribute's name
         source: str,
-        *,
         subject: str | None = None,
         time: str | None = None,
         correlationid: str | None = None,
@@ -285,7 +281,7 @@ class Recorder:
     def session_up(self, session: SessionInfo) -> None:
         """Tell that this session is connected; facts told from here on are its own."""
         origin = self._origin(session)
-        if origin != self._sessions[-1][1]:
+        if not self._sessions or origin != self._sessions[-1][1]:
             self._sessions.append((self._appended, origin))
         if not self._off:
             at = self._clock()
@@ -313,26 +309,34 @@ class Recorder:
         count = min(limit, len(self._buffer))
         if len(self._sessions) > 1:
             count = min(count, self._sessions[1][0] - self._taken)
-        if count <= 0:
+        if count <= 0 or not self._sessions:
             return None
-        rows = [self._ready(self._buffer.popleft()) for _ in range(count)]
+        if self._payload_bytes > _PAYLOAD_BYTES:
+            count = min(count, _FEW)
+        popleft = self._buffer.popleft
+        rows = [popleft() for _ in range(count)]
         first, self._taken = self._taken + 1, self._taken + count
+        if self._payload_bytes:
+            rows = [self._ready(row) for row in rows]
         return Batch(origin=self._sessions[0][1], first=first, rows=rows, dropped=self.dropped)
 
     # Inside
 
     def _append(self, row: Row) -> None:
-        if len(self._buffer) < self._capacity:
-            self._buffer.append(row)
-            self._appended += 1
-        else:
+        waiting = len(self._buffer)
+        if waiting >= self._capacity:
             self.dropped += 1
+            return
+        self._buffer.append(row)
+        self._appended += 1
+        if waiting == 0:
+            self.stirred()
 
     def _chosen(self, signal: str, failure: bool = False) -> bool:
         """Whether a fact is told, where not everything is."""
         if self._off:
             return False
-        return failure or zlib.crc32(signal.encode("utf-8", "replace")) < self._threshold
+        return failure or (self._threshold > 0 and zlib.crc32(signal.encode("utf-8", "replace")) < self._threshold)
 
     def _room(self, payload: Payload) -> Payload | None:
         if self._payload_bytes + len(payload.body) > self.settings.payload_bytes:
@@ -359,3 +363,12 @@ class Recorder:
             level=self.settings.level.value,
             share=self.settings.share,
         )
+
+
+def silent() -> Recorder:
+    """Return a recorder that tells nothing."""
+    return Recorder(None, LedgerSettings(level=Level.OFF))
+
+
+def _nobody() -> None:
+    """Wait for nobody to take what is told."""

@@ -70,6 +70,12 @@ CREATE INDEX ledger_sessions_at ON ledger_sessions (at);
 """
 
 
+def statements() -> list[str]:
+    """Return what makes the tables, in a file that has none of them."""
+    made = [statement.strip() for statement in _TABLES.split(";\n") if statement.strip()]
+    return [*made, f"INSERT INTO ledger_meta VALUES (1, {VERSION}, 0, 0, 0)"]  # noqa: S608 - a number of ours
+
+
 def prepare(connection: sqlite3.Connection) -> None:
     """Make sure that the tables are there, in a transaction of the caller.
 
@@ -77,10 +83,8 @@ def prepare(connection: sqlite3.Connection) -> None:
     """
     found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'ledger_meta'").fetchone()
     if found is None:
-        for statement in _TABLES.split(";\n"):
-            if statement.strip():
-                connection.execute(statement)
-        connection.execute("INSERT INTO ledger_meta VALUES (1, ?, 0, 0, 0)", (VERSION,))
+        for statement in statements():
+            connection.execute(statement)
         return
     check(connection)
 

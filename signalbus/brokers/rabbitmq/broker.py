@@ -17,6 +17,7 @@ from aiormq.abc import AbstractConnection
 from ...codec import EncodedSignal
 from ...config import RabbitUrl
 from ...errors import BrokerUnavailable, BusClosed, ConfigError, NotPermitted
+from ...ledger import Batch
 from ...sessions import Down, DownReason, SessionInfo
 from ...signals import utc_now
 from ..base import (
@@ -32,6 +33,7 @@ from ..base import (
     SubscriptionSpec,
 )
 from . import tolerant, wire
+from .collector import Collector, Store
 from .connection import Link, Prepare
 from .consumer import Parts, RabbitConsumer
 from .control import Control
@@ -39,6 +41,7 @@ from .copies import Copies
 from .deadletters import read_dead_letters
 from .driver import DriverFailure
 from .incarnation import Releases
+from .ledger import LedgerPost
 from .monitor import Monitor
 from .publishing import Envelope, Publisher
 from .registry import Registry
@@ -83,6 +86,8 @@ class RabbitBroker:
             backoff_cap=url.backoff_cap,
         )
         self._noting = Publisher(self._publish_link, self._control.repair)
+        self._recording = Publisher(self._publish_link, self._control.repair)
+        self._ledger = LedgerPost(self._recording, self._topology, self._counters)
         self._society = Society(
             url,
             self._control,
@@ -131,6 +136,7 @@ class RabbitBroker:
             await self.aclose()
             raise
         self._keeper.keep("monitor", self._monitor.run)
+        self._keeper.keep("ledger", self._ledger.run)
 
     async def aclose(self, reason: DownReason = DownReason.NORMAL) -> None:
         """Stop consumers and responders, say goodbye, close channels and connections."""
@@ -147,7 +153,7 @@ class RabbitBroker:
                 # Nobody may be told that we are gone while we hold deliveries.
                 await self._society.aclose(reason)
                 publishers = (self._signals, self._copying, self._noting)
-                closing = [publisher.aclose() for publisher in publishers]
+                closing = [self._ledger.aclose(), *(publisher.aclose() for publisher in publishers)]
                 await asyncio.gather(*closing, self._requests.aclose(), return_exceptions=True)
         except TimeoutError:
             pass  # a broker that does not answer: its connections are dropped below
@@ -292,6 +298,20 @@ class RabbitBroker:
         properties = wire.properties(signal, self._signals.next_id(), now)
         return Envelope(self._topology.signals, signal.type, properties, signal.body)
 
+    def append(self, batches: Sequence[Batch]) -> None:
+        """Take facts for the ledger."""
+        if self._opened and self._closing is None:
+            self._ledger.append(batches)
+
+    async def collect(self, store: Store) -> None:
+        """Store the facts of all buses, in order of arrival, until this is cancelled; for a router.
+
+        ``store`` blocks, and is called in a thread with some batches, perhaps with the same ones again. It has to be
+        idempotent, and durable when it returns; while it raises `BrokerError`, facts wait at RabbitMQ.
+        """
+        self._check_open()
+        await Collector(self._consume_link, self._topology, self._counters, store, self._url.backoff_cap).run()
+
     # State
 
     def health(self) -> BrokerHealth:
@@ -313,6 +333,8 @@ class RabbitBroker:
             for responder in self._requests.responders
             if responder.problem is not None and not responder.served.is_set()
         ]
+        if self._ledger.trouble:
+            warnings.append(self._ledger.trouble)
         if self._keeper.failure is not None:
             warnings.append(f"a part failed and was started again: {self._keeper.failure}")
         counters = dict(self._counters)
@@ -358,6 +380,7 @@ class RabbitBroker:
         await self._signals.prepare(connection)
         await self._copying.prepare(connection)
         await self._noting.prepare(connection)
+        await self._recording.prepare(connection)
 
     async def _prepare_consuming(self, connection: AbstractConnection) -> None:
         await self._society.prepare(connection)

@@ -6,6 +6,7 @@
     <p>.delay.<s> (fanout) ──> <p>.delay.<s>, TTL s ──> <p>.return (direct) ── queue's name ──> <p>.q.<subscription>
                                                            └── target gone ──> <p>.lost (fanout) ──> <p>.lost
     <p>.registry (stream): the durable subscriptions, one record for each change
+    The default exchange ──> <p>.ledger: facts, until a router collects them; bounded, the oldest go first
 
     Sessions. Each has three queues; the last two are exclusive to its consuming connection.
     <p>.lease.<id>, TTL 0: holds one token, in its session's hands; freed when the session dies
@@ -42,6 +43,8 @@ REQUESTS_MILLISECONDS = 30_000
 #: Who is stopped does not read its inbox; the broker gives the session up soon, and drops what is older until then.
 INBOX_MESSAGES = 50_000
 INBOX_BYTES = 64 * 1024 * 1024
+#: Facts that wait for a router: half an hour of a busy bus, and no more than a broker can spare.
+LEDGER_BYTES = 256 * 1024 * 1024
 MAX_NAME_BYTES = 127  # the driver's limit for exchanges; queues' names are routing keys too
 MAX_QUEUE_BYTES = 255
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@#,/+ ")
@@ -111,6 +114,11 @@ class Topology:
         return f"{self.prefix}.registry"
 
     @property
+    def ledger(self) -> str:
+        """The queue of facts."""
+        return f"{self.prefix}.ledger"
+
+    @property
     def sessions(self) -> str:
         """The topic exchange on which sessions come and go."""
         return f"{self.prefix}.sessions"
@@ -168,6 +176,16 @@ class Topology:
             Queue(name=self.lost, arguments=self._durable({"x-message-ttl": LOST_MILLISECONDS})),
             Binding(queue=self.lost, exchange=self.lost),
             Exchange(name=self.returns, kind="direct", arguments={"alternate-exchange": self.lost}),
+            Queue(
+                name=self.ledger,
+                arguments=self._durable(
+                    {
+                        "x-overflow": "drop-head",
+                        "x-max-length-bytes": LEDGER_BYTES,
+                        "x-delivery-limit": PEEK_LIMIT,
+                    }
+                ),
+            ),
             *self.meeting(),
         )
 

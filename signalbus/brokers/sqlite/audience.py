@@ -19,7 +19,7 @@ class Audience:
         counter = store.topology_counter(connection)
         if counter != self._topology.counter:
             self._topology = topology.load(connection, counter)
-        matching = set(self._topology.route(signal_type))
+        matching = set(self._topology.route(signal_type).subscriptions)
         entries = [entry for entry in self._topology.by_name.values() if entry.id in matching]
         return sorted(entry.name for entry in entries if entry.owner is None or self._lives(entry.owner))
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 from ...codec import EncodedSignal
 from ...config import SqliteUrl
 from ...errors import BrokerError, BrokerUnavailable, BusClosed, ConfigError
+from ...ledger import Batch
 from ...patterns import parse
 from ...sessions import Down, DownReason, SessionInfo
+from ...trace.listing import Retention
+from ...trace.reader import TraceReader
+from ...trace.store import SqliteStore
 from ..base import (
     Answer,
     BrokerHealth,
@@ -31,6 +36,7 @@ from .database import Database
 from .desk import Desk
 from .errands import Errands
 from .exchange import Exchange
+from .facts import Facts
 from .files import Files
 from .forks import guard
 from .operations import Declare, Delete, Look, Serve, Watch, WatchAll
@@ -54,6 +60,7 @@ class SqliteBroker:
         self._errands: Errands | None = None
         self._exchange: Exchange | None = None
         self._watches: Watches | None = None
+        self._facts: Facts | None = None
         self._desk: Desk | None = None
         self._database: Database | None = None
         self._audience: Audience | None = None
@@ -72,6 +79,7 @@ class SqliteBroker:
         self._audience = Audience(self._desk)
         self._database = Database(self._url, self._files)
         self._errands = Errands(self._url.busy_timeout, self._desk.counters)
+        self._facts = Facts(self._errands.submit, self._desk.counters)
         self._writer = self._start(self._desk, self._database, self._errands)
         try:
             async with asyncio.timeout(min(timeout, self._url.busy_timeout)):
@@ -98,7 +106,8 @@ class SqliteBroker:
             orphaned=self._orphaned,
         )
         loop, network = asyncio.get_running_loop(), self._url.network_filesystem
-        writer = Writer(desk, database, loop, network_filesystem=network, clerk=clerk)
+        retention = Retention(seconds=self._url.ledger_days * 86_400, bytes=self._url.ledger_bytes)
+        writer = Writer(desk, database, loop, network_filesystem=network, retention=retention, clerk=clerk)
         self._watches = Watches(writer.ring)
         self._watches.ours.add(desk.info.id)
         writer.watcher.wanted = self._watches
@@ -221,6 +230,35 @@ class SqliteBroker:
         """See `Broker.send`. Waits up to five seconds for a session that takes nothing."""
         await self._connected().send(session, message)
 
+    # The ledger
+
+    def append(self, batches: Sequence[Batch]) -> None:
+        """See `Broker.append`. They go into the file, in the next transaction, and are filed when there is time."""
+        if self._facts is not None and self._errands is not None and self._errands.open and self._errands.is_ours:
+            self._facts.append(batches)
+
+    async def traces(self, timeout: float) -> TraceReader:
+        """Return the traces of this file, to be read and closed; what was recorded meanwhile is filed before answers.
+
+        ``timeout``: seconds for that, each time. Raises `StorageError` or `BrokerUnavailable`.
+        """
+        self._opened()
+        store = await asyncio.to_thread(SqliteStore, self._files.path, read_only=True)
+        return TraceReader(store, functools.partial(self._catch_up, timeout))
+
+    async def _catch_up(self, timeout: float) -> int:
+        """File what waits, piece by piece; return how many facts still do."""
+        errands, writer = self._opened(), self._writer
+        assert writer is not None
+        deadline = time.monotonic() + timeout
+        # Not what comes meanwhile: others may tell faster than we file.
+        newest = await errands.ask(Look(errands.future(), deadline, writer.filing.newest))
+        file = functools.partial(writer.filing.catch_up, newest=newest)
+        before, left = -1, sys.maxsize if newest else 0
+        while left > 0 and left != before and time.monotonic() < deadline:
+            before, left = left, await errands.ask(Look(errands.future(), deadline + timeout, file))
+        return abs(left)  # after an error at least one
+
     # Looks
 
     async def queues(self, timeout: float) -> Sequence[QueueInfo]:
@@ -249,7 +287,7 @@ class SqliteBroker:
                 reason = f"another process has held the lock of {self._files.path} for {held:.0f} s"
             elif desk.short_of_space:
                 state, reason = BrokerState.BLOCKED, desk.short_of_space
-        warnings = (database.warning,) if database.warning else ()
+        warnings = tuple(text for text in (database.warning, desk.ledger_trouble) if text)
         return BrokerHealth(state=state, reason=reason, counters=dict(desk.counters), warnings=warnings)
 
     # What the writer thread tells us, on the event loop

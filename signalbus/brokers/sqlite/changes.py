@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ...ledger import Batch as Facts
 from . import store
 from .claims import Batch, Claim, Claimant
 from .desk import Desk
@@ -24,6 +25,7 @@ class Changes:
         self.emptied: set[int] = set()  # subscriptions of which we claimed all that was ready
         self.batches: list[Batch] = []
         self.buried: list[tuple[str, tuple[str, ...]]] = []  # (token, sockets)
+        self.downs: list[Facts] = []  # of the sessions that were buried
         self.moved = False  # a session came or ended: who watches should look
         self._undo: list[Callable[[], None]] = []
 

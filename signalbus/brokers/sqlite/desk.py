@@ -56,6 +56,9 @@ class Desk:
     patience: dict[int, float] = field(default_factory=dict[int, float])  # when we claim what others did not want
 
     short_of_space: str = ""  # why publishes are refused, if they are
+    records: bool = False  # facts were appended here
+    spooled: bool = True  # facts may wait to be filed
+    ledger_trouble: str = ""  # why facts could not be stored or filed, if so
     counters: Counter[str] = field(default_factory=Counter[str])
 
     def forget(self) -> None:

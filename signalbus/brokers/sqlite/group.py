@@ -5,18 +5,21 @@ Begun, committed and rolled back by `rounds.Rounds`.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...delivery import Ack, DeadLetter, RetryLater
-from ...errors import ConfigError
-from ..base import CONFIRMED, RETURNED, PublishOutcome
-from . import store
+from ...errors import ConfigError, StorageError
+from ...ledger import Batch as Facts
+from ..base import PublishOutcome
+from . import spool, store
 from .changes import Changes
 from .claims import Batch, Claim, Claimant
 from .desk import Desk
-from .operations import ALL_CONFIRMED, Operation, Publish, Settle
+from .failures import explain
+from .operations import Append, Operation, Publish, Settle
 from .records import pack_history, seal
 from .registry import Registry
 
@@ -38,6 +41,7 @@ class Group:
         self._queued: dict[int, list[int]] = {}  # subscription -> signals
         self._shared: dict[int, list[int]] = {}  # number of subscriptions -> signals
         self._acks: dict[int, list[Settle]] = {}  # subscription -> acks
+        self._facts: list[Append] = []
 
     def run(self, operations: Iterable[Operation[Any]], *, claiming: bool = True) -> None:
         """Do everything but commit."""
@@ -55,6 +59,7 @@ class Group:
             self._desk.purging = store.purge(self._connection, _PURGE_LIMIT)
         if claiming:
             self._claim()
+        self._store_facts()
 
     # Operations
 
@@ -69,17 +74,16 @@ class Group:
         if self._desk.short_of_space:
             operation.refuse(self._desk.short_of_space)
             return
-        route = self._desk.topology.routes.get
+        known = self._desk.topology.routes.get
         values, queued, seq = self._values, self._queued, self.changes.next_seq
-        outcomes: list[PublishOutcome] | None = None
-        for index, (signal_type, head, body, checksum) in enumerate(operation.records):
-            subscriptions = route(signal_type)
-            if subscriptions is None:
-                subscriptions = self._desk.topology.route(signal_type)
+        outcomes: list[PublishOutcome] = []
+        for signal_type, head, body, checksum in operation.records:
+            route = known(signal_type)
+            if route is None:
+                route = self._desk.topology.route(signal_type)
+            outcomes.append(route.outcome)
+            subscriptions = route.subscriptions
             if not subscriptions:
-                if outcomes is None:
-                    outcomes = [CONFIRMED] * len(operation.records)
-                outcomes[index] = RETURNED
                 continue
             fanout = len(subscriptions)
             values += (seq, fanout, seal(checksum, seq, fanout), head, body)
@@ -93,12 +97,7 @@ class Group:
             seq += 1
         self.changes.next_seq = seq
         self.changes.written += operation.size + len(operation.records) * _ROW_BYTES
-        if outcomes is not None:
-            operation.result = outcomes
-        elif len(operation.records) == 1:
-            operation.result = ALL_CONFIRMED
-        else:
-            operation.result = [CONFIRMED] * len(operation.records)
+        operation.result = outcomes
 
     def settle(self, operation: Settle) -> None:
         """Settle a delivery, if it is still ours; acks are collected."""
@@ -138,6 +137,13 @@ class Group:
             self.changes.free(held)
             self.changes.feed(subscription)
 
+    def keep(self, operation: Append) -> None:
+        """Collect facts: they are stored last, so that nothing depends on them."""
+        if self._desk.short_of_space:
+            operation.error = StorageError(self._desk.short_of_space)
+        else:
+            self._facts.append(operation)
+
     # Steps
 
     def _flush(self) -> None:
@@ -155,6 +161,26 @@ class Group:
             for subscription, acks in self._acks.items():
                 self._ack(subscription, acks)
             self._acks = {}
+
+    def _store_facts(self) -> None:
+        """Store facts, unless that cannot be: then the transaction goes on without them."""
+        if self._facts:
+            self._desk.records = True
+        batches: list[Facts] = [batch for operation in self._facts for batch in operation.batches]
+        if self._desk.records:
+            batches += self.changes.downs
+        if not batches:
+            return
+        try:
+            self.changes.written += 2 * spool.store(self._connection, batches)
+        except sqlite3.Error as error:
+            self._desk.ledger_trouble = f"facts of the ledger cannot be stored: {explain(error)}"
+            if not self._connection.in_transaction:
+                raise  # SQLite has given up all of it
+            for operation in self._facts:
+                operation.error = StorageError(self._desk.ledger_trouble)
+        else:
+            self._desk.spooled = True
 
     def _ack(self, subscription: int, acks: list[Settle]) -> None:
         ours = self._owned(subscription, [operation.claim for operation in acks])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from ...delivery import Settlement
 from ...errors import BrokerUnavailable, SignalBusError
-from ..base import CONFIRMED, PublishOutcome, PublishResult, SubscriptionSpec
+from ...ledger import Batch
+from ..base import PublishOutcome, PublishResult, SubscriptionSpec
 from .claims import Claim, Claimant
 from .desk import Duty
 from .records import Record
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # the group calls the operation, which answers through the gr
     from .group import Group
 
 T = TypeVar("T")
+
+_FACT_BYTES = 120  # about
 
 
 class Operation(Generic[T]):
@@ -114,7 +117,30 @@ class Publish(Operation[Sequence[PublishOutcome]]):
             super().expire(reason, started=started)
 
 
-ALL_CONFIRMED: Sequence[PublishOutcome] = (CONFIRMED,)  # the answer to almost every publish of one signal
+class Append(Operation[None]):
+    """Store facts for the ledger. ``done`` learns on the event loop how many there were, and whether they are stored.
+
+    It is given up with the transaction that it is in: a fact must not be tried at the expense of a signal.
+    """
+
+    __slots__ = ("batches", "done", "facts")
+
+    def __init__(self, batches: Sequence[Batch], facts: int, done: Callable[..., None]) -> None:
+        super().__init__(None, float("inf"))
+        self.batches = batches
+        self.facts = facts
+        self.done = done
+        self.size = facts * _FACT_BYTES
+
+    def apply(self, group: Group) -> None:
+        group.keep(self)
+
+    def resolve(self) -> None:
+        self.done(self.facts, stored=self.error is None)
+
+    def expire(self, reason: str, *, started: bool) -> None:
+        if not started:
+            self.done(self.facts, stored=False)
 
 
 class Settle(Operation[bool]):

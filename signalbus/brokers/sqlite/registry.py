@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...errors import ConfigError
+from ...ledger import Batch, Origin
 from ...sessions import DownReason
 from ..base import SubscriptionSpec
 from . import census, store, topology
@@ -228,6 +229,10 @@ class Registry:
         for subscription in census.end_session(self._connection, session, reason, now, crashed=True):
             self._changes.feed(subscription)
         desk.counters["sessions_buried"] += 1
+        name = next(name for name, number in known.names.items() if number == session)
+        row = ("session_down", now, name, reason, "", None)
+        # The same, whoever of several finds it.
+        self._changes.downs.append(Batch(origin=Origin(recorder=f"end of {name}", session=name), first=1, rows=[row]))
 
     def _attend(self) -> None:
         """Get hints about the end of sessions from now on."""

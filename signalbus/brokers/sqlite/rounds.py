@@ -22,7 +22,7 @@ from .failures import Trouble, explain, trouble_of, typed
 from .group import Group
 from .intake import AnyOperation, Intake
 from .lock import FairLock
-from .operations import Look, Publish, Settle
+from .operations import Append, Look, Publish, Settle
 from .records import unpack, unpack_history
 
 Deliveries = list[tuple[Claimant, list[Incoming]]]
@@ -275,6 +275,11 @@ class Rounds:
         """Give the operations of a group that failed their answers; try again what can be."""
         self._desk.counters["failed_transactions"] += 1
         trouble = trouble_of(error) if isinstance(error, sqlite3.Error) else Trouble.BROKEN
+        signals = [operation for operation in operations if not isinstance(operation, Append)]
+        if trouble is Trouble.FULL and len(signals) < len(operations):
+            # There may be room for signals, though not for facts.
+            self._give_up([operation for operation in operations if isinstance(operation, Append)], error)
+            return self._transact(signals, begun=False)
         if trouble is Trouble.OPERATION and len(operations) > 1:
             return [hint for operation in operations for hint in self._transact([operation], begun=False)]
         if trouble is Trouble.OPERATION and operations:
@@ -295,6 +300,11 @@ class Rounds:
             return self._transact(persistent, begun=False, claiming=False)
         self._defer(persistent)
         return []
+
+    def _give_up(self, facts: Sequence[AnyOperation], error: Exception) -> None:
+        for operation in facts:
+            operation.fail(self._answer_to(error), certain=True)
+        self._desk.ledger_trouble = f"facts of the ledger cannot be stored: {self._answer_to(error)}"
 
     def _answer_to(self, error: Exception) -> SignalBusError:
         if not isinstance(error, sqlite3.Error):

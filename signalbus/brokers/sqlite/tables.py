@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ...trace import schema as ledger
+from . import spool
+
 VERSION = 2
 
 # A delivery's state is the table it is in: claiming and settling then touch two small B-trees and no index.
@@ -91,6 +94,7 @@ CREATE TABLE responders (
     type TEXT NOT NULL, session INTEGER NOT NULL, count INTEGER NOT NULL,
     PRIMARY KEY (type, session)
 ) WITHOUT ROWID"""
+_LEDGER = (*ledger.statements(), spool.TABLE)
 # From the version before to each version. Only additions: processes that still run the version before go on.
 MIGRATIONS = {
     2: (
@@ -99,10 +103,12 @@ MIGRATIONS = {
         "ALTER TABLE sessions ADD COLUMN watching INTEGER NOT NULL DEFAULT 0",
         _DEPARTURES,
         _RESPONDERS,
+        *_LEDGER,
     ),
 }
 
 
 def statements() -> list[str]:
     """Return what makes the newest version in an empty file."""
-    return [*(statement for statement in TABLES.split(";\n") if statement.strip()), _DEPARTURES, _RESPONDERS]
+    made = (statement for statement in TABLES.split(";\n") if statement.strip())
+    return [*made, _DEPARTURES, _RESPONDERS, *_LEDGER]

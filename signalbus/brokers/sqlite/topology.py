@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ...errors import ConfigError, StorageError
 from ...patterns import Pattern, parse
+from ..base import RETURNED, PublishOutcome, PublishResult
 from . import census, store
 
 _ROUTES_KEPT = 10_000  # types seen; programs have hundreds, but a type may be made up of an id
@@ -24,6 +25,14 @@ class Entry:
     parsed: tuple[Pattern, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a type goes: the subscriptions, and what to answer who publishes it."""
+
+    subscriptions: tuple[int, ...]
+    outcome: PublishOutcome
+
+
 @dataclass(slots=True)
 class Topology:
     """One state of the topology; ``counter`` names it."""
@@ -38,20 +47,22 @@ class Topology:
     addresses: dict[int, str] = field(default_factory=dict[int, str])  # session -> socket for requests
     names: dict[str, int] = field(default_factory=dict[str, int])  # what others call a session -> session
     watching: list[int] = field(default_factory=list[int])  # sessions that want a hint when others come or end
-    routes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    routes: dict[str, Route] = field(default_factory=dict[str, Route])
 
-    def route(self, signal_type: str) -> tuple[int, ...]:
-        """Return the subscriptions that a type goes to."""
+    def route(self, signal_type: str) -> Route:
+        """Return where a type goes."""
         found = self.routes.get(signal_type)
         if found is None:
             if len(self.routes) >= _ROUTES_KEPT:
                 self.routes.clear()
-            found = tuple(
-                entry.id
+            entries = [
+                entry
                 for entry in self.by_name.values()
                 if any(pattern.matches(signal_type) for pattern in entry.parsed)
-            )
-            self.routes[signal_type] = found
+            ]
+            names = tuple(sorted(entry.name for entry in entries))
+            outcome = PublishOutcome(PublishResult.CONFIRMED, subscriptions=names) if entries else RETURNED
+            found = self.routes[signal_type] = Route(tuple(entry.id for entry in entries), outcome)
         return found
 
     def consumers_of(self, subscription: int) -> int:

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from ...errors import SignalBusError, StorageError
 from ...sessions import SessionInfo
+from ...trace.listing import Retention
 from . import census, store
 from .database import Database
 from .desk import Desk
 from .failures import typed
+from .filing import Filing
 from .group import Group
 from .intake import AnyOperation, Intake
 from .lock import FairLock
@@ -59,6 +61,7 @@ class Writer(threading.Thread):
         loop: asyncio.AbstractEventLoop,
         *,
         network_filesystem: bool,
+        retention: Retention,
         clerk: Clerk,
     ) -> None:
         # A daemon: a lock that another process never gives back must not keep this one from exiting.
@@ -72,6 +75,7 @@ class Writer(threading.Thread):
         self._wake = Wake()
         self.intake = Intake(desk.files.path, self._wake.ring)
         self._rounds = Rounds(desk, database, self._lock, self.intake, post=self._post, hint=self._wake.hint)
+        self.filing = Filing(desk, database, self._lock, self.intake, retention)
         self.watcher = Watcher(desk, self._wake, self.intake.push, self._tell_ended)
         self.calls: socket.socket | None = None  # bound for requests; the event loop's once we are open
         self._known_as = desk.info
@@ -171,6 +175,11 @@ class Writer(threading.Thread):
                     hinted = False
                     if self._has_work():
                         self._rounds.run()
+                        self.filing.busy()
+                        if self._rounds.broken is None:
+                            self.filing.tick()
+                        continue
+                    if self.filing.tick():
                         continue
             except (sqlite3.Error, StorageError) as error:
                 self._rounds.stumble(error)
@@ -209,6 +218,7 @@ class Writer(threading.Thread):
         if (look := self.watcher.seconds_to_look()) is not None:
             waits.append(look)
         waits.append(self._next_sweep - now)
+        waits.append(self.filing.seconds_to_due(now))
         return max(0.0, min(waits))
 
     def _look(self, *, hinted: bool) -> None:

@@ -38,6 +38,7 @@ def test_rabbitmq_urls_name_servers_and_options() -> None:
     own_ca = parse_url("amqps://h/?ca=/etc/ca.pem&backoff_cap=0.5&lane=off")
     assert isinstance(own_ca, RabbitUrl)
     assert (own_ca.ca, own_ca.backoff_cap, own_ca.lane) == (Path("/etc/ca.pem"), 0.5, "off")
+    assert isinstance(plain, RabbitUrl)
     assert plain.lane == "on"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from ..ledger import Fact, Origin
+from ..ledger import Accepted, Fact, Origin
 from .model import Delivery, End, SignalTrace, Skew
 
 _NOTICEABLE = 0.001  # seconds; below that, the time between the event and its recording explains it
@@ -15,12 +15,19 @@ def skews(root: SignalTrace) -> tuple[Skew, ...]:
     """Return the disagreements in a trace, the largest of each pair of hosts, largest first."""
     found: dict[tuple[str, str], float] = {}
     for cause, effect in _causes(root):
-        behind = cause.at - effect.at
+        behind = _began(cause) - effect.at
         if behind > _NOTICEABLE:
             pair = (place(cause.origin), place(effect.origin))
             found[pair] = max(found.get(pair, 0.0), behind)
     largest = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     return tuple(Skew(early=early, late=late, seconds=seconds) for (early, late), seconds in largest)
+
+
+def _began(fact: Fact) -> float:
+    """Return when what a fact tells began: a signal may be handled before its publisher hears that it is stored."""
+    if isinstance(fact.step, Accepted) and fact.step.seconds is not None:
+        return fact.at - fact.step.seconds
+    return fact.at
 
 
 def place(origin: Origin) -> str:

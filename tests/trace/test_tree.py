@@ -371,3 +371,14 @@ def test_a_whole_history_is_told_as_it_was(history: History) -> None:
     assert told == history.ends
     assert not any(attempt.inferred for delivery in root.deliveries for attempt in delivery.attempts)
     assert not any(delivery.gaps or delivery.crashes for delivery in root.deliveries)
+
+
+def test_a_signal_that_is_handled_before_its_publisher_hears_of_it_is_no_skew() -> None:
+    shop, billing = Teller("shop", "web-1", 1), Teller("billing", "web-1", 2)
+    billing.tell(1.0, Delivered(signal="a", type="t", subscription="billing"))
+    shop.tell(1.2, Accepted(signal="a", type="t", source="shop", seconds=0.25))
+    assert build("a", [*shop.facts, *billing.facts]).skews == ()
+    late = Teller("shop", "web-1", 1)
+    late.tell(1.2, Accepted(signal="a", type="t", source="shop", seconds=0.1))
+    [skew] = build("a", [*late.facts, *billing.facts]).skews
+    assert abs(skew.seconds - 0.1) < 1e-6

@@ -380,7 +380,6 @@ class RabbitBroker:
         await self._signals.prepare(connection)
         await self._copying.prepare(connection)
         await self._noting.prepare(connection)
-        await self._recording.prepare(connection)
 
     async def _prepare_consuming(self, connection: AbstractConnection) -> None:
         await self._society.prepare(connection)

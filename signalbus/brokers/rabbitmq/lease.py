@@ -79,13 +79,16 @@ class Lease:
             return False
         return await self._wait(self._number)
 
+    async def stop(self, timeout: float) -> None:
+        """Look dead from now on to who asks, and keep the token: it tells those who do not ask. Bounded."""
+        await close_quietly(self._channel.basic_cancel(self._consumer), timeout)
+
     async def release(self, timeout: float) -> None:
-        """Let the token go for good: nobody is told. Bounded."""
+        """Let the token go for good: it tells nobody. Bounded."""
         if self._tag:
             self._writer.write(wire.ack(self._channel.number, self._tag))
             self._tag = 0
         await self._writer.drain(timeout)
-        await close_quietly(self._channel.basic_cancel(self._consumer), timeout)
 
     def kill(self) -> None:
         """Write nothing more: the channel is gone."""

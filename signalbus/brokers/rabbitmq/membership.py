@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 STEP_SECONDS = 10.0
 TOKEN_SECONDS = 2.0
 CHECK_SECONDS = 2.0  # between looks at what we hold unsettled
-LEAVE_SECONDS = 1.5
+LEAVE_SECONDS = 2.0
 FIRST_PAUSE = 0.1
 
 Bind = Callable[[AbstractChannel, str], Awaitable[None]]
@@ -120,6 +120,7 @@ class Membership:
         self._entered = asyncio.Event()
         self._entering = asyncio.Lock()
         self._leaving = asyncio.Event()
+        self._renewing = asyncio.Lock()
         self._backoff = Backoff(FIRST_PAUSE, around.backoff_cap)
 
     @property
@@ -162,14 +163,24 @@ class Membership:
     async def leave(self, reason: DownReason) -> None:
         """Say goodbye and let the lease go. Bounded, never raises."""
         self._leaving.set()
-        stay, around = self._stay, self._around
+        stay = self._stay
         if stay is None or stay.ended.is_set():
             return
+        try:
+            # A token that is underway would find nobody, and tell before us.
+            async with asyncio.timeout(LEAVE_SECONDS), self._renewing:
+                await self._say_goodbye(stay, reason)
+        except TimeoutError:
+            log.warning("session %s ends without a last word: the broker does not answer in time", stay.info.id)
+
+    async def _say_goodbye(self, stay: Stay, reason: DownReason) -> None:
+        # Before the last word: whoever looks after that would find us alive, and hear nothing any more.
+        await stay.lease.stop(LEAVE_SECONDS)
         body = notes.write_goodbye(stay.info, reason, unsettled=0)
         if not await self._announce(f"down.{stay.info.id}", Note.DOWN, body, LEAVE_SECONDS):
             return  # nobody was told: the token will tell when the connection ends
         await stay.lease.release(LEAVE_SECONDS)
-        await close_quietly(stay.channel.queue_delete(around.topology.lease(stay.info.id)), LEAVE_SECONDS)
+        await close_quietly(stay.channel.queue_delete(stay.lease.queue), LEAVE_SECONDS)
 
     # Steps
 
@@ -227,12 +238,18 @@ class Membership:
             unsettled = around.unsettled()
             if unsettled != known or clock() - renewed >= around.renewal:
                 first = not stay.lease.held
-                if await stay.lease.renew(notes.write_token(stay.info, unsettled), TOKEN_SECONDS):
+                if await self._renew(stay, unsettled):
                     known, renewed = unsettled, clock()
                     if first:
                         await self._live(stay)
                 around.changed()
             await _wait(stay.ended, CHECK_SECONDS if stay.lease.held else FIRST_PAUSE)
+
+    async def _renew(self, stay: Stay, unsettled: int) -> bool:
+        async with self._renewing:
+            if self._leaving.is_set():
+                return False
+            return await stay.lease.renew(notes.write_token(stay.info, unsettled), TOKEN_SECONDS)
 
     async def _live(self, stay: Stay) -> None:
         """Tell others that we live."""

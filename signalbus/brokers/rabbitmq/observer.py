@@ -77,7 +77,9 @@ class Observer:
         # Registered before the look: an end between the two reaches it as news.
         future = self._register(session)
         try:
-            gone = await self._gone(session, deadline - asyncio.get_running_loop().time())
+            gone = self._roster.has_ended(session) or await self._gone(
+                session, deadline - asyncio.get_running_loop().time()
+            )
         except BaseException:
             future.cancel()
             raise

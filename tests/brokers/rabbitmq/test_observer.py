@@ -12,6 +12,7 @@ import pytest
 from aiormq.abc import AbstractChannel
 
 from signalbus.brokers.rabbitmq import notes, observer
+from signalbus.brokers.rabbitmq.lease import Lease
 from signalbus.errors import BrokerUnavailable, BusClosed
 from signalbus.sessions import Down, DownReason
 from signalbus.testing.proxy import FaultProxy
@@ -147,6 +148,25 @@ async def test_a_watch_races_the_end_and_is_told_each_time(brokers: Brokers) -> 
         await closing
     assert reasons.keys() <= {DownReason.NORMAL, DownReason.NOPROC}
     assert len(reasons) == 2, f"they did not race: {reasons}"
+
+
+async def test_who_is_watched_after_its_last_word_is_gone(brokers: Brokers, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher, late, other = await brokers.join(), await brokers.join(), await brokers.join()
+    told = await watcher.broker.watch(other.id, TIMEOUT)
+    kept = asyncio.Event()
+
+    async def keep(self: Lease, timeout: float) -> None:
+        await kept.wait()
+
+    monkeypatch.setattr(Lease, "release", keep)
+    closing = asyncio.create_task(other.broker.aclose())
+    assert (await _ended(told)).reason is DownReason.NORMAL
+    # Its lease is still there; one has heard the last word, the other never will.
+    for member in (watcher, late):
+        future = await member.broker.watch(other.id, TIMEOUT)
+        assert (await _ended(future, 0.5)).reason is DownReason.NOPROC
+    kept.set()
+    await closing
 
 
 async def test_a_watch_races_a_lost_connection_and_is_told_each_time(brokers: Brokers, proxy: FaultProxy) -> None:

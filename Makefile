@@ -7,8 +7,8 @@ BIN := .venv/bin
 NODE := $(BIN)/python -m signalbus.testing.rabbitmq --
 # Further arguments, e.g. `make test ARGS="-k contract -x"`.
 ARGS ?=
-# Tests mostly wait, for brokers and for deadlines: two at a time need half the time, also on two cores.
-JOBS ?= 2
+# Tests mostly wait, for brokers and for deadlines: three at a time need a third of the time, also on two cores.
+JOBS ?= 3
 # `make demo RABBITMQ=no` shows the embedded broker only.
 RABBITMQ ?= yes
 

@@ -7,6 +7,7 @@ The responder is a process of its own that echoes 256 bytes; the requester is th
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import secrets
 import signal
@@ -117,7 +118,8 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
     async def errors() -> Readings:
         return await _errors(url)
 
-    callers = list(CALLERS_OF.values())
+    installed = importlib.util.find_spec("faststream") is not None
+    callers = [caller for caller in CALLERS_OF.values() if caller.name != FASTSTREAM or installed]
     return [
         *found,
         _benchmark(

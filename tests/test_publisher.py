@@ -228,5 +228,5 @@ async def test_the_deadline_is_for_the_whole_batch() -> None:
     started = clock()
     with pytest.raises(BatchError) as caught:
         await make(broker).publish_many([signal() for _ in range(3 * BATCH)], 0.3, "raise")
-    assert clock() - started < 0.6
+    assert clock() - started < 0.9  # 0.3 for each of the three chunks would be more
     assert len(caught.value.outcomes) == 3 * BATCH

@@ -137,7 +137,9 @@ async def requests_are_traced_from_both_sides(world: World) -> None:
         with pytest.raises(NoResponder):
             await bus.request(nobody)
         both = [
-            await traced(traces, request.id, lambda root: bool(root.reply and root.reply.answered))
+            await traced(
+                traces, request.id, lambda root: bool(root.reply and root.reply.answered and root.reply.received)
+            )
             for request in requests.values()
         ]
         unanswered = await traced(traces, nobody.id, lambda root: root.reply is not None)

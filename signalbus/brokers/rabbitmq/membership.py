@@ -87,10 +87,12 @@ class Stay:
         """Make everything that others see of it. Raises `DriverFailure`."""
         around = self._around
         await apply(self.channel, around.topology.meeting())
-        await apply(self.channel, around.topology.session(self.info.id, self.presence.rpartition(".")[2]))
+        info = self.presence.rpartition(".")[2]
+        await apply(self.channel, around.topology.session(self.info.id, info))
         await around.bind(self.channel, self.inbox)
         await consume(self.channel, self.inbox, around.inbox.take, no_ack=True)
         await self.lease.start()
+        await apply(self.channel, around.topology.answering(self.info.id, info))
 
     def end(self, reason: str) -> None:
         """Give this incarnation up."""

@@ -211,8 +211,8 @@ class Topology:
         """Return the queue of a temporary subscription. Explicitly classic: a vhost's default may say otherwise."""
         return Queue(name=queue, arguments={"x-queue-type": "classic"}, exclusive=True)
 
-    def session(self, session: str, info: str) -> Sequence[Declaration]:
-        """Return what one session has at the broker.
+    def session(self, session: str, info: str) -> Sequence[Queue]:
+        """Return the queues of one session: its inbox, its presence and its lease.
 
         All classic: a quorum queue for each session would leak memory, and what they hold is worth nothing later.
         """
@@ -220,14 +220,12 @@ class Topology:
         limits: dict[str, Argument] = {"x-max-length": INBOX_MESSAGES, "x-max-length-bytes": INBOX_BYTES}
         return (
             Queue(name=inbox, arguments={"x-queue-type": "classic", **limits}, exclusive=True),
-            Binding(queue=inbox, exchange=self.roll),
             Queue(
                 name=presence,
                 # To the default exchange, with the key it came with: the inbox of who asks.
                 arguments={"x-queue-type": "classic", "x-message-ttl": 0, "x-dead-letter-exchange": ""},
                 exclusive=True,
             ),
-            Binding(queue=presence, exchange=self.roll),
             Queue(
                 name=self.lease(session),
                 arguments={
@@ -239,6 +237,11 @@ class Topology:
                 },
             ),
         )
+
+    def answering(self, session: str, info: str) -> Sequence[Binding]:
+        """Return what makes a session answer roll calls. Its lease comes first: who is listed has to be alive."""
+        queues = (self.inbox(session), self.presence(session, info))
+        return tuple(Binding(queue=queue, exchange=self.roll) for queue in queues)
 
     def observing(self, inbox: str) -> Sequence[Binding]:
         """Return what brings news of all sessions into an inbox."""

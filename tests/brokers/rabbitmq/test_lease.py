@@ -60,6 +60,30 @@ async def test_a_session_is_alive_when_open_returns(brokers: Brokers) -> None:
         assert not future.done()
 
 
+async def test_whoever_is_listed_can_be_watched(
+    brokers: Brokers, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = lease.Lease.start
+
+    async def start_slowly(self: lease.Lease) -> None:
+        await asyncio.sleep(0.1)
+        await start(self)
+
+    monkeypatch.setattr(lease.Lease, "start", start_slowly)
+    watcher, other = await brokers.join(), await brokers.join(proxy.url_for(brokers.url), f"{FAST}&backoff_cap=0.2")
+    seen = {watcher.id, other.id}
+    for _ in range(5):
+        proxy.cut()
+        new: set[str] = set()
+        async with asyncio.timeout(TIMEOUT):
+            while not new:
+                new = set(await living(watcher)) - seen
+        for session_id in new:
+            future = await watcher.broker.watch(session_id, TIMEOUT)
+            assert not future.done(), "listed while it enters, and not alive yet"
+        seen |= new
+
+
 async def test_a_deleted_lease_makes_a_new_incarnation_and_a_down(brokers: Brokers, raw: AbstractChannel) -> None:
     watcher, other = await brokers.join(), await brokers.join()
     first = other.id

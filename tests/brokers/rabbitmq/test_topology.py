@@ -91,7 +91,7 @@ def test_a_name_that_cannot_be_a_queue_is_refused(name: str) -> None:
 
 def test_a_session_has_two_queues_that_go_with_its_connection_and_a_lease_that_tells_of_it() -> None:
     declared = QUORUM.session("s1", "info")
-    queues = {item.name: item for item in declared if isinstance(item, Queue)}
+    queues = {item.name: item for item in declared}
     assert list(queues) == ["signalbus.s.s1", "signalbus.here.s1.info", "signalbus.lease.s1"]
     inbox, presence, lease = queues.values()
     assert all(queue.arguments["x-queue-type"] == "classic" for queue in queues.values())
@@ -104,9 +104,11 @@ def test_a_session_has_two_queues_that_go_with_its_connection_and_a_lease_that_t
     # Back to who asked: its inbox is the routing key.
     assert presence.arguments["x-dead-letter-exchange"] == ""
     assert "x-dead-letter-routing-key" not in presence.arguments
-    bound = [item.queue for item in declared if isinstance(item, Binding)]
-    assert bound == [inbox.name, presence.name]
-    assert all(item.exchange == "signalbus.roll" for item in declared if isinstance(item, Binding))
+    bindings = QUORUM.answering("s1", "info")
+    assert [(item.queue, item.exchange) for item in bindings] == [
+        (inbox.name, "signalbus.roll"),
+        (presence.name, "signalbus.roll"),
+    ]
 
 
 def test_only_exclusive_and_durable_queues_are_declared() -> None:

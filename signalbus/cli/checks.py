@@ -16,8 +16,8 @@ from ..brokers.base import BrokerState, QueueInfo
 from ..bus import Bus
 from ..config import RabbitUrl, Settings, SqliteUrl, masked, parse_url
 from ..errors import ConfigError, SignalBusError
+from ..escapes import escape
 from .connect import command_bus
-from .escapes import escape
 from .failures import Exit, exit_code
 from .options import Options
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 from .. import errors
-from .escapes import escape, escape_json
+from ..escapes import escape, escape_json
 
 SCHEMA_VERSION = 1
 

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from .escapes import escape, escape_json
+from ..escapes import escape, escape_json
 from .failures import SCHEMA_VERSION
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from cyclopts import Parameter
 from ..bus import PublishKeywords
 from ..codec import JSON, encode, is_json
 from ..errors import NotSettled
+from ..escapes import escape
 from ..receipts import Outcome, Receipt
 from ..signals import ExtensionValue, Signal
 from .bodies import checked, read_body
 from .connect import command_bus, command_name
-from .escapes import escape
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .lines import LineReport, open_input, publish_lines

@@ -9,10 +9,10 @@ from cyclopts import Parameter
 
 from ..codec import JSON
 from ..errors import RemoteError
+from ..escapes import escape
 from ..signals import Signal
 from .bodies import checked, read_body, shown
 from .connect import command_bus
-from .escapes import escape
 from .failures import Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options

@@ -9,10 +9,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..errors import Reject
+from ..escapes import escape
 from ..handlers import Delivery
 from ..signals import Signal
 from .connect import command_bus
-from .escapes import escape
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options, flag

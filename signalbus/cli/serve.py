@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 from ..bus import Bus
 from ..errors import SignalBusError
-from .escapes import escape
+from ..escapes import escape
 from .failures import CommandError, Exit
 from .interrupts import SIGNALS, stop_now
 from .options import Options

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ..escapes import escape
 from ..liveness import SubscriberSession, SubscriptionState, SubscriptionStatus
 from ..signals import utc_now
 from .connect import command_bus, require_store
-from .escapes import escape
 from .failures import Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options, flag

@@ -12,11 +12,11 @@ from cyclopts import Parameter
 
 from ..codec import encode_structured
 from ..errors import DecodeError
+from ..escapes import escape
 from ..handlers import Delivery
 from ..policy import RetryPolicy
 from .bodies import shown
 from .connect import command_bus
-from .escapes import escape
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from ..brokers.base import QueueInfo
 from ..config import RabbitUrl, parse_url
+from ..escapes import escape
 from .connect import command_bus, require_store
-from .escapes import escape
 from .failures import Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options

@@ -9,9 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..brokers.base import QueueInfo
+from ..escapes import escape
 from ..patterns import check_type, parse
 from .connect import command_bus, require_store
-from .escapes import escape
 from .failures import Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options

@@ -10,10 +10,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from ..escapes import escape
 from ..trace.listing import Listed, Query
 from ..trace.reader import TraceReader
 from ..trace.rendering import clock
-from .escapes import escape
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ..escapes import escape
 from ..trace.listing import Listed, Page
 from ..trace.rendering import clock, moment
 from ..trace.rendering_json import signal_fields
-from .escapes import escape
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options

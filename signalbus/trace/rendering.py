@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from datetime import UTC, datetime
 
-from ..cli.escapes import escape
+from ..escapes import escape
 from ..ledger import Origin
 from .model import Attempt, End, State
 

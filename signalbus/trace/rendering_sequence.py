@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..cli.escapes import escape
+from ..escapes import escape
 from .model import Delivery, End, SignalTrace, State, Trace
 from .rendering import duration, inferred, short_id
 

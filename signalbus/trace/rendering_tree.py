@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..cli.escapes import escape
+from ..escapes import escape
 from .model import Attempt, Delivery, End, Gap, Reply, SignalTrace, State, Trace
 from .rendering import clipped, clock, columns, duration, inferred, padded, short_id, state_words, who
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..cli.escapes import escape
+from ..escapes import escape
 from .model import Trace
 from .rendering import clipped, columns, duration, padded, short_id
 from .spans import SpanKind, TraceSpan, spans

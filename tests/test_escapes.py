@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signalbus.cli.escapes import escape, escape_json
+from signalbus.escapes import escape, escape_json
 
 
 @pytest.mark.parametrize(

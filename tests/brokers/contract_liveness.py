@@ -270,7 +270,7 @@ async def sessions_killed_together_all_give_a_down(world: World) -> None:
 async def a_watcher_that_was_suspended_declares_nobody_dead(world: World) -> None:
     target, bystander = await world.worker(name="target"), await world.worker(name="bystander")
     watcher = await world.worker(role="watch", target=target.session)
-    watcher.signal(signal.SIGSTOP)
+    await world.suspend(watcher)
     async with world.bus() as bus:
         on_bystander = await bus.monitor(bystander.session)
         await bystander.kill()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +17,7 @@ from typing import Any
 
 from signalbus import Bus, Delivery, Monitor, SignalBusError, Subscription
 from signalbus.brokers.base import StoredDeadLetter
+from signalbus.config import BrokerUrl, SqliteUrl, parse_url
 from signalbus.testing.rabbitmq import PrivateNode
 from tests.support import eventually
 
@@ -194,6 +197,14 @@ class World:
             await worker.wait_ready()
         return worker
 
+    async def suspend(self, worker: Worker) -> None:
+        """SIGSTOP a worker, but not inside a transaction of the embedded broker, whose lock it would hold."""
+        worker.signal(signal.SIGSTOP)
+        while not (self.is_rabbitmq or await asyncio.to_thread(_becomes_free, parse_url(self.url))):
+            worker.signal(signal.SIGCONT)
+            await asyncio.sleep(0.01)
+            worker.signal(signal.SIGSTOP)
+
     @property
     def log(self) -> Path:
         """The file that workers write to."""
@@ -256,3 +267,20 @@ async def wait_until(ask: Callable[[], Awaitable[bool]], timeout: float = DEADLI
 async def wait_acked(subscription: Subscription[..., Any], count: int, timeout: float = DEADLINE) -> None:
     """Wait until a subscription acked `count` deliveries in this process."""
     await eventually(lambda: subscription.stats().acked >= count, timeout, message=f"{count} acks")
+
+
+def _becomes_free(place: BrokerUrl) -> bool:
+    """Tell whether the write lock, and the one in front of it, are let go within half a second."""
+    assert isinstance(place, SqliteUrl)
+    until = time.monotonic() + 0.5
+    for path in (f"{place.path}-lock-turn", f"{place.path}-lock"):
+        with Path(path).open("rb") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        return False
+                    time.sleep(0.005)
+    return True

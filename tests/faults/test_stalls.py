@@ -51,7 +51,7 @@ async def test_a_suspended_subscriber_keeps_what_it_holds(broker: str, world: Wo
     async with world.bus() as bus, world.serving("other", handler=Inbox(), name="other"):
         await bus.publish("work.item", "held")
         await world.wait_steps("start", 1)
-        slow.signal(signal.SIGSTOP)
+        await world.suspend(slow)
         async with world.serving("#", handler=(other := Inbox())):
             await bus.publish("work.item", "next")
             assert await other.wait(1) == ["next"]

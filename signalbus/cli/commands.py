@@ -15,6 +15,14 @@ COMMANDS = {
     "trace show": "show one signal: where it went, each attempt, what it caused",
     "trace follow": "show signals as they come, and again as they get further",
     "trace explain": "say where a signal of a type would go, and why not elsewhere",
+    "dead list": "list what was given up, in groups",
+    "dead show": "show one dead letter: every failed attempt, its payload, what was done to it",
+    "dead replay": "send dead letters to the subscriptions that failed on them, once more",
+    "dead cancel": "stop a replay; what it has not sent is dead as before",
+    "dead discard": "decide to do without; nothing is deleted",
+    "dead restore": "bring back what was discarded",
+    "dead export": "write whole dead letters as JSON lines",
+    "dead audit": "list who did what to dead letters",
     "router": "keep the ledger of a RabbitMQ, for the trace commands",
     "topology": "list the subscriptions and what their queues hold",
     "doctor": "check this machine and the broker, and say what to do",
@@ -56,6 +64,7 @@ Examples:
   signalbus request quote.get '{{"symbol": "ABC"}}'
   signalbus tail 'order.*' --json
   signalbus trace list --failed
+  signalbus dead replay --group 5f0c2a91
 """
 
 

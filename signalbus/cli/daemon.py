@@ -18,5 +18,7 @@ PROBE_SECONDS = 1.0
 
 RouterOption = Annotated[
     str | None,
-    Parameter(help="A router's API, http://127.0.0.1:8642; its token is read from SIGNALBUS_TOKEN [env: SIGNALBUS_ROUTER]."),
+    Parameter(
+        help="A router's API, http://127.0.0.1:8642; its token is read from SIGNALBUS_TOKEN [env: SIGNALBUS_ROUTER]."
+    ),
 ]

@@ -62,8 +62,13 @@ def letter_fields(letter: Letter) -> dict[str, object]:
         "event": _event(letter.content),
         "history": [_failure_fields(failure) for failure in letter.history],
         "audit": [
-            {"at": entry.at.isoformat().replace("+00:00", "Z"), "by": entry.by, "action": entry.action,
-             "replay": entry.replay, "note": entry.note}
+            {
+                "at": entry.at.isoformat().replace("+00:00", "Z"),
+                "by": entry.by,
+                "action": entry.action,
+                "replay": entry.replay,
+                "note": entry.note,
+            }
             for entry in letter.audit
         ],
     }

@@ -71,9 +71,7 @@ class Which:
 
     group: Annotated[str | None, Parameter(help="Of this group, as `signalbus dead list` shows it.")] = None
     subscription: Annotated[str | None, Parameter(help="Of this subscription.")] = None
-    type: Annotated[
-        tuple[str, ...], Parameter(negative=(), help="Whose type fits this pattern. May be repeated.")
-    ] = ()
+    type: Annotated[tuple[str, ...], Parameter(negative=(), help="Whose type fits this pattern. May be repeated.")] = ()
     error: Annotated[str | None, Parameter(help="That died of this exception.")] = None
     since: Annotated[str | None, Parameter(help="That died from then on: 15m, 2h, 3d ago, or RFC 3339.")] = None
     until: Annotated[str | None, Parameter(help="That died up to then.")] = None

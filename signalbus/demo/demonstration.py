@@ -14,6 +14,7 @@ from .crew import Crew
 from .flights import PATTERNS, expected, read_events
 from .place import Manifest, Place, make_place, opened
 from .reconcile import Balance, reconcile
+from .stories import Story, read_stories, traces_of
 from .tally import PUBLISHER, Show, Tally
 
 WATCH_SECONDS = 0.05
@@ -34,6 +35,7 @@ class Outcome:
     restarts: int
     down_seconds: float | None
     refused_seconds: float | None
+    stories: tuple[Story, ...]
 
     @property
     def good(self) -> bool:
@@ -65,6 +67,8 @@ async def demonstrate(
             tally.finished = tally.changed if tally.complete else time.monotonic()
             await _wait_empty(bus, place)
             await crew.unless_failed(crew.lose_a_responder())
+            async with traces_of(place, bus) as traces:
+                stories = await read_stories(place, traces)
         finally:
             await crew.stop()
         dead = await _dead_letters(bus, place)
@@ -78,6 +82,7 @@ async def demonstrate(
         restarts=crew.restarts,
         down_seconds=crew.down_seconds,
         refused_seconds=crew.refused_seconds,
+        stories=tuple(stories),
     )
 
 

@@ -33,6 +33,11 @@ class Place:
         """Return the name of a subscription at the broker: its own for each run."""
         return f"demo-{self.run}-{name}"
 
+    @property
+    def store(self) -> Path:
+        """Where the demo's router keeps its ledger, on RabbitMQ."""
+        return self.directory / "ledger.db"
+
     def results(self, name: str) -> Path:
         """Return the result file of a subscription."""
         return self.directory / f"{name}.results.db"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 
 from ..cli.output import Output
+from ..trace.rendering_tree import TreeView, render_tree
 from .demonstration import Outcome
 from .reconcile import Account, AirlineDelay, Balance
 
@@ -67,6 +69,12 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
         f"the killed subscriber's Down came after {_milliseconds(outcome.down_seconds)}; "
         f"a request whose responder was killed ended with ResponderDown after {_milliseconds(outcome.refused_seconds)}"
     )
+    for story in outcome.stories:
+        output.line(f"\n{story.title}: signalbus trace show {story.trace.root.id}")
+        output.line(
+            render_tree(story.trace, TreeView(width=shutil.get_terminal_size().columns if output.watched else None))
+        )
+    output.line("")
     output.line(verdict(balance))
 
 
@@ -104,6 +112,7 @@ def outcome_fields(outcome: Outcome) -> dict[str, object]:
         "good": outcome.good,
         "down_seconds": outcome.down_seconds,
         "responder_down_seconds": outcome.refused_seconds,
+        "traces": {story.title: story.trace.root.id for story in outcome.stories},
     }
 
 

@@ -133,6 +133,22 @@ def read_counts(path: Path) -> Counts:
     )
 
 
+def read_retried(path: Path) -> str | None:
+    """Return the id of a signal that failed, and was handled later; the one with the most attempts."""
+    return _first(path, "SELECT signal FROM run WHERE attempt > 1 AND NOT failed ORDER BY attempt DESC, signal LIMIT 1")
+
+
+def read_taken_over(path: Path) -> str | None:
+    """Return the id of a signal that came again after the death of who had it."""
+    return _first(path, "SELECT signal FROM run WHERE crashes > 0 AND NOT failed ORDER BY signal LIMIT 1")
+
+
+def _first(path: Path, question: str) -> str | None:
+    with _reading(path) as database:
+        row = database.execute(question).fetchone()
+    return None if row is None else str(row[0])
+
+
 def read_totals(path: Path) -> Totals:
     """Return the effects."""
     with _reading(path) as database:

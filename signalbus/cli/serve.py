@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from ..bus import Bus
 from ..errors import SignalBusError
 from ..escapes import escape
+from ..otel import install_if_asked
 from .failures import CommandError, Exit
 from .interrupts import SIGNALS, stop_now
 from .options import Options
@@ -42,6 +43,7 @@ def serve_here(target: str, *, reload: bool, supervised: bool, options: Options)
         if not reload or isinstance(error, SignalBusError | CommandError | KeyboardInterrupt):
             raise
         return _wait_for_better(error, begun, output)
+    install_if_asked(bus.settings.name)
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if find_spec("uvloop"):
         # By name: an optional package that type checkers need not have.

@@ -62,7 +62,7 @@ class Router:
 
     def _children(self, store: SqliteStore) -> Sequence[ChildSpec]:
         return (
-            ChildSpec(name="collect", start=lambda: self._broker.collect(store.append)),
+            ChildSpec(name="collect", start=lambda: self._broker.collector(store.append).run()),
             ChildSpec(name="ends of sessions", start=lambda: self._store_ends(store)),
             ChildSpec(name="forget", start=lambda: self._forget(store)),
         )

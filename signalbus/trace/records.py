@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import cast
 
@@ -63,18 +63,19 @@ _ASKED, _UNROUTABLE = (("", int(Rank.ASKED)),), (("", int(Rank.UNROUTABLE)),)
 
 def progress(row: Row) -> Iterable[tuple[str, int]]:
     """Return the subscriptions a fact is about, with how far it says their deliveries got; "" for none."""
-    kind = cast("str", row[0])
+    fields = cast("Sequence[object]", row)
+    kind = cast("str", fields[0])
     if (rank := _DELIVERIES.get(kind)) is not None:
-        attempt = cast("int", row[5]) if len(row) > 5 else 1
-        return ((cast("str", row[4]), (max(0, min(attempt, _MAX_ATTEMPT)) << BITS) | rank),)
+        attempt = cast("int", fields[5]) if len(fields) > 5 else 1
+        return ((cast("str", fields[4]), (max(0, min(attempt, _MAX_ATTEMPT)) << BITS) | rank),)
     match kind:
         case "accepted":
-            subscriptions = cast("list[str] | None", row[10]) if len(row) > 10 else None
+            subscriptions = cast("list[str] | None", fields[10]) if len(fields) > 10 else None
             return [(subscription, _OPEN) for subscription in subscriptions or ()]
         case "replayed":
-            return ((cast("str", row[4]), _REPLAYED),)
+            return ((cast("str", fields[4]), _REPLAYED),)
         case "replied":
-            return _REPLIED if row[5] == "reply" else _FAILED
+            return _REPLIED if fields[5] == "reply" else _FAILED
         case "requested":
             return _ASKED
         case "unroutable":

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 STEP_SECONDS = 10.0
 FIRST_PAUSE = 0.5
-DRAIN_SECONDS = 10.0  # for what was taken when collecting is to end
 FLUSH_SECONDS = 1.0
 PROBE_SECONDS = 3.0  # between probes
 MISSED = 3  # probes in a row that an active consumer has to have missed to be none any more
@@ -56,7 +55,14 @@ class Collector:
     """
 
     def __init__(
-        self, link: Link, topology: Topology, publisher: Publisher, counters: Counter[str], store: Store, cap: float
+        self,
+        link: Link,
+        topology: Topology,
+        publisher: Publisher,
+        counters: Counter[str],
+        store: Store,
+        drain_seconds: float,
+        backoff_cap: float,
     ) -> None:
         self.state = CollectorState.AWAY
         self.trouble = ""
@@ -66,12 +72,13 @@ class Collector:
         self._publisher = publisher
         self._counters = counters
         self._store = store
-        self._backoff = Backoff(FIRST_PAUSE, cap)
+        self._drain_seconds = drain_seconds
+        self._backoff = Backoff(FIRST_PAUSE, backoff_cap)
 
     async def run(self) -> None:
         """Collect, through losses of the connection, until this is cancelled; then store and acknowledge what is here.
 
-        That takes `DRAIN_SECONDS` at most. May be run again afterwards.
+        That takes ``drain_seconds`` at most. May be run again afterwards.
         """
         clock = asyncio.get_running_loop().time
         while True:
@@ -131,7 +138,7 @@ class Collector:
             await arrivals.stop()
         except DriverFailure as failure:
             arrivals.end(failure.reason)
-        await asyncio.wait([storing], timeout=DRAIN_SECONDS)
+        await asyncio.wait([storing], timeout=self._drain_seconds)
         if storing.done() and (error := storing.exception()) is not None:
             log.warning("the last facts were not stored, and wait at RabbitMQ: %s", error)
         await arrivals.flush(FLUSH_SECONDS)

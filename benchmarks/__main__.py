@@ -16,13 +16,13 @@ import aio_pika
 
 from signalbus.testing.rabbitmq import PrivateNode, find_server
 
-from . import calls, embedded, idle, ledger, liveness, memory, rabbitmq
+from . import calls, collecting, embedded, idle, ledger, liveness, memory, rabbitmq
 from .figures import Benchmark
 from .plan import LONG_CYCLES, LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
 from .runner import run
 
-_GROUPS = (embedded, ledger, idle, memory, calls, liveness, rabbitmq)
+_GROUPS = (embedded, ledger, idle, memory, calls, liveness, rabbitmq, collecting)
 _LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.long:
         sizes = dataclasses.replace(sizes, memory_signals=LONG_MEMORY_SIGNALS, cycles=LONG_CYCLES)
     only = tuple(options.only or ("",))
-    with_rabbitmq = not options.no_rabbitmq and any("rabbitmq".startswith(name[:8]) for name in only)
+    with_rabbitmq = not options.no_rabbitmq and any(_needs_rabbitmq(name) for name in only)
     return asyncio.run(measure(sizes, rounds, only, options.directory, options.json, with_rabbitmq=with_rabbitmq))
 
 
@@ -64,6 +64,10 @@ async def measure(
     print_report(found, results)
     write_json(document, found, results)
     return 1 if any(result.error for result in results) else 0
+
+
+def _needs_rabbitmq(only: str) -> bool:
+    return any(name.startswith(only) or only.startswith(name) for name in ("rabbitmq.", "ledger.collect"))
 
 
 def _benchmarks(plan: Plan) -> list[Benchmark]:

@@ -20,6 +20,7 @@ class Sizes:
     kills: int = 15
     killed_together: int = 200
     cycles: int = 1_000
+    facts: int = 300_000
 
 
 QUICK = Sizes(
@@ -33,6 +34,7 @@ QUICK = Sizes(
     kills=3,
     killed_together=20,
     cycles=50,
+    facts=20_000,
 )
 LONG_MEMORY_SIGNALS = 1_000_000
 LONG_CYCLES = 10_000

@@ -1,6 +1,6 @@
 """The daemon: collects the facts of all buses into a store, with those of sessions that end, and forgets old ones.
 
-Nothing depends on it: while it is away, facts wait at RabbitMQ, and signals do not.
+Nothing depends on it: while it is away, facts wait at RabbitMQ, and signals do not. Several may run: one is active.
 """
 
 from __future__ import annotations
@@ -8,33 +8,54 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
+from ..brokers.base import BrokerState
 from ..brokers.rabbitmq.broker import RabbitBroker
+from ..brokers.rabbitmq.collector import Collector, CollectorState
 from ..bus import Bus
 from ..config import SqliteUrl, parse_url
-from ..errors import BrokerError, ConfigError
-from ..ledger import Batch, Origin
-from ..sessions import Down
-from ..supervision import ChildSpec, Supervisor
+from ..errors import BrokerError, BrokerUnavailable, ConfigError
+from ..supervision import ChildInfo, ChildSpec, ChildState, Strategy, Supervisor
 from ..trace.listing import Retention
-from ..trace.store import SqliteStore
+from .ends import SessionEnds
+from .store import RouterStore
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-AGAIN_SECONDS = 1.0  # before what the store could not do is tried again
+CHECK_SECONDS = 2.0  # between looks whether a store in trouble works again
 PRUNE_SECONDS = 60.0  # between looks whether anything is too old
 PIECE_SECONDS = 0.05  # between pieces, in which facts are stored
-DOWNS = 10_000  # ends of sessions that wait to be stored, at most
+CLOSE_SECONDS = 5.0  # to stop, besides what draining takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterStatus:
+    """What a router does now. ``troubles``: what keeps it from its work, one sentence each."""
+
+    role: CollectorState
+    troubles: tuple[str, ...]
+    children: tuple[ChildInfo, ...]
+    facts_collected: int
 
 
 class Router:
-    """See the module. ``bus`` is not yet open; ``serve`` opens it."""
+    """See the module. ``bus`` is not yet open; `serve` opens it, and `ready` is set once facts are collected.
 
-    def __init__(self, bus: Bus, store: Path, retention: Retention) -> None:
+    ``beside``: further children, started last and stopped first. ``told`` is called with each new role.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Path,
+        retention: Retention,
+        *,
+        beside: Sequence[ChildSpec] = (),
+        told: Callable[[CollectorState], None] | None = None,
+    ) -> None:
         """Raises `ConfigError` unless the bus is on RabbitMQ: the embedded broker keeps its ledger itself."""
         place = parse_url(bus.settings.url)
         if isinstance(place, SqliteUrl) or not isinstance(bus.broker, RabbitBroker):
@@ -42,57 +63,122 @@ class Router:
                 "the embedded broker keeps its ledger in its own file, so there is nothing to collect; "
                 "look at it: signalbus trace list"
             )
+        self.ready = asyncio.Event()
         self._bus = bus
         self._broker = bus.broker
-        self._path = store
+        self._store = RouterStore(store)
         self._retention = retention
-        self._ended: asyncio.Queue[Down] = asyncio.Queue(DOWNS)
-        self.ready = asyncio.Event()  # facts are collected
+        self._beside = beside
+        self._told = told
+        self._collector: Collector | None = None
+        self._ends = SessionEnds(self._store, lambda: self.role is CollectorState.ACTIVE, _now)
+        self._supervisor: Supervisor | None = None
+
+    @property
+    def role(self) -> CollectorState:
+        """Whether this router is the one that stores."""
+        return self._collector.state if self._collector is not None else CollectorState.AWAY
 
     async def serve(self) -> None:
-        """Collect until this is cancelled. Raises `ConfigError`, `StorageError`, `BrokerUnavailable` or `Escalated`."""
-        store = await asyncio.to_thread(SqliteStore, self._path)
-        try:
-            async with self._bus, Supervisor("router", children=self._children(store)):
-                await self._broker.watch_all(self._note, self._bus.settings.connect_timeout)
-                self.ready.set()
-                await asyncio.Event().wait()
-        finally:
-            await asyncio.to_thread(store.close)
+        """Collect until this is cancelled; then what was taken is stored and acknowledged, within ``drain_timeout``.
 
-    def _children(self, store: SqliteStore) -> Sequence[ChildSpec]:
+        Raises `ConfigError`, `StorageError`, `BrokerUnavailable` or `Escalated`. A store that is locked by another
+        program, or that fails later on, is waited for: see `troubles`.
+        """
+        try:
+            await self._open_store()
+            async with self._bus:
+                self._collector = self._broker.collector(self._store.append, self._bus.settings.drain_timeout)
+                self._collector.changed = self._role_changed
+                await self._broker.watch_all(self._ends.note, self._bus.settings.connect_timeout)
+                children = self._children(self._collector)
+                supervisor = Supervisor("router", children=children, strategy=Strategy.REST_FOR_ONE)
+                async with supervisor:
+                    self._supervisor = supervisor
+                    self.ready.set()
+                    await asyncio.Event().wait()
+        finally:
+            await asyncio.to_thread(self._store.close)
+
+    def _children(self, collector: Collector) -> Sequence[ChildSpec]:
+        """Return the parts in the order of their start: one that fails takes along those that come after it."""
+        drain = timedelta(seconds=self._bus.settings.drain_timeout + CLOSE_SECONDS)
+        opened = asyncio.Event()
         return (
-            ChildSpec(name="collect", start=lambda: self._broker.collect(store.append)),
-            ChildSpec(name="ends of sessions", start=lambda: self._store_ends(store)),
-            ChildSpec(name="forget", start=lambda: self._forget(store)),
+            ChildSpec(name="store", start=lambda: self._keep_store(opened), ready=opened, stop_timeout=drain),
+            ChildSpec(name="collect", start=collector.run, stop_timeout=drain),
+            ChildSpec(name="ends of sessions", start=self._ends.run),
+            ChildSpec(name="forget", start=self._forget),
+            *self._beside,
         )
 
-    def _note(self, down: Down) -> None:
-        if not self._ended.full():
-            self._ended.put_nowait(down)
+    # Looking
 
-    async def _store_ends(self, store: SqliteStore) -> None:
-        while True:
-            down = await self._ended.get()
-            while not await _done(store.append, [_batch(down)]):  # noqa: ASYNC110 - a disk has no event
-                await asyncio.sleep(AGAIN_SECONDS)
+    def status(self) -> RouterStatus:
+        """Return what it does. Never blocks."""
+        return RouterStatus(
+            role=self.role,
+            troubles=tuple(self.troubles()),
+            children=self._supervisor.which_children() if self._supervisor is not None else (),
+            facts_collected=self._broker.health().counters.get("facts_collected", 0),
+        )
 
-    async def _forget(self, store: SqliteStore) -> None:
+    def troubles(self) -> Sequence[str]:
+        """Return what keeps it from its work now, one sentence each; none if all is well. Never blocks."""
+        health = self._broker.health()
+        broker = f"RabbitMQ: {health.state}, {health.reason}" if health.state is not BrokerState.UP else ""
+        collecting = self._collector.trouble if self._collector is not None and not self._store.trouble else ""
+        found = [each for each in (self._store.trouble, broker, collecting) if each]
+        children = self._supervisor.which_children() if self._supervisor is not None else ()
+        stopped = [child for child in children if child.state in (ChildState.STOPPED, ChildState.RESTARTING)]
+        return [*found, *(f"{child.name} is {child.state}: {child.error}" for child in stopped)]
+
+    def _role_changed(self) -> None:
+        self._ends.stir()
+        if self._told is not None:
+            self._told(self.role)
+
+    # The parts
+
+    async def _open_store(self) -> None:
+        """Open the store, if another program does not hold it just now: it is tried again then."""
+        try:
+            await asyncio.to_thread(self._store.open)
+        except BrokerUnavailable as error:
+            log.warning("%s", error)
+
+    async def _keep_store(self, opened: asyncio.Event) -> None:
+        """Keep the store open, and see whether it is well again when it was not."""
+        try:
+            await self._quietly(self._store.open)
+            opened.set()
+            while True:
+                await asyncio.sleep(CHECK_SECONDS)
+                if self._store.trouble:
+                    await self._quietly(self._store.check)
+        finally:
+            await asyncio.to_thread(self._store.close)
+
+    async def _quietly(self, call: Callable[[], None]) -> None:
+        """Call the store in a thread; what is wrong with it shows in `troubles`."""
+        try:
+            await asyncio.to_thread(call)
+        except (BrokerError, ConfigError) as error:
+            log.debug("the store has trouble: %s", error)
+
+    async def _forget(self) -> None:
+        """Forget what is too old, in small pieces, while it is up to us."""
         while True:
-            more = await _done(store.prune, self._retention)
+            more = self.role is CollectorState.ACTIVE and await self._pruned()
             await asyncio.sleep(PIECE_SECONDS if more else PRUNE_SECONDS)
 
-
-async def _done(call: Callable[[T], object], argument: T) -> bool:
-    """Call the store in a thread; return its answer, no if it has trouble, which is logged: another time, then."""
-    try:
-        return await asyncio.to_thread(call, argument) is not False
-    except BrokerError as error:
-        log.warning("the store has trouble: %s", error)
-        return False
+    async def _pruned(self) -> bool:
+        try:
+            return await asyncio.to_thread(self._store.prune, self._retention)
+        except BrokerError as error:
+            log.warning("nothing is forgotten for now: %s", error)
+            return False
 
 
-def _batch(down: Down) -> Batch:
-    """Return the end of a session as a fact: the same one, whoever of several routers stores it."""
-    row = ("session_down", down.at.timestamp(), down.session, down.reason.value, down.name, down.unsettled)
-    return Batch(origin=Origin(recorder=f"end of {down.session}", session=down.session), first=1, rows=[row])
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -15,6 +15,7 @@ import orjson
 
 from ..ledger import Batch, writable
 from ..ledger.facts import FIELDS, SESSION_STEPS, Row
+from .bulk import insert
 from .fields import hashes
 from .records import first_heard, has_failed, packed, place_of, progress
 
@@ -25,10 +26,11 @@ _DATA = {kind: fields.index("data") + 2 for kind, fields in FIELDS.items() if "d
 _SUBJECT, _CORRELATION = 5, 7
 ROW_BYTES = 40  # of a fact, besides its content
 
-_Entry = tuple[int, int, int, Row]  # origin, recorder, sequence
+# Kinds whose rows may name a cause, and where.
+_CAUSED, _CAUSATION = frozenset({"accepted", "requested", "unroutable", "delivered"}), 8
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, eq=False)
 class _Signal:
     """What a batch says of one signal."""
 
@@ -40,11 +42,15 @@ class _Signal:
     type_id: int = 0
 
 
+_Entry = tuple[int, int, int, Row]  # origin, recorder, sequence
+_SignalEntry = tuple[_Signal, int, int, int, Row]
+
+
 @dataclass(slots=True)
 class _Gathered:
     """What several batches say."""
 
-    entries: list[_Entry] = field(default_factory=list[_Entry])
+    entries: list[_SignalEntry] = field(default_factory=list[_SignalEntry])
     sessions: list[_Entry] = field(default_factory=list[_Entry])
     signals: dict[str, _Signal] = field(default_factory=dict[str, _Signal])
 
@@ -62,27 +68,27 @@ def append(connection: sqlite3.Connection, batches: Sequence[Batch]) -> int:
 
 def _gather(connection: sqlite3.Connection, batches: Sequence[Batch]) -> _Gathered:
     found = _Gathered()
+    signals, entries = found.signals, found.entries
     recorders = names(connection, {batch.origin.recorder for batch in batches})
     for batch in map(writable, batches):
         origin, recorder = _origin(connection, batch), recorders[batch.origin.recorder]
         for sequence, row in enumerate(batch.rows, batch.first):
             if row[0] in SESSION_STEPS:
                 found.sessions.append((origin, recorder, sequence, row))
-            else:
-                found.entries.append((origin, recorder, sequence, row))
-                _note(found.signals, row)
+                continue
+            signal = signals.get(id := cast("str", row[2]))  # noqa: A001
+            if signal is None:
+                signal = signals[id] = _Signal(cast("str", row[3]), first_heard(row))
+            _note(signal, row)
+            entries.append((signal, origin, recorder, sequence, row))
     return found
 
 
-def _note(signals: dict[str, _Signal], row: Row) -> None:
-    signal = signals.get(cast("str", row[2]))
-    if signal is None:
-        signal = signals[cast("str", row[2])] = _Signal(type=cast("str", row[3]), heard=first_heard(row))
+def _note(signal: _Signal, row: Row) -> None:
     if has_failed(row):
         signal.failed = True
-    kind = row[0]
-    if kind in ("accepted", "requested", "unroutable", "delivered") and signal.causation is None and len(row) > 8:
-        signal.causation = cast("str | None", row[8])
+    if signal.causation is None and len(row) > _CAUSATION and row[0] in _CAUSED:
+        signal.causation = cast("str | None", row[_CAUSATION])
 
 
 def _origin(connection: sqlite3.Connection, batch: Batch) -> int:
@@ -110,9 +116,9 @@ def names(connection: sqlite3.Connection, wanted: Iterable[str]) -> dict[str, in
 
 
 def _append_sessions(connection: sqlite3.Connection, entries: list[_Entry]) -> None:
-    connection.executemany(
-        "INSERT OR IGNORE INTO ledger_sessions (session, recorder, sequence, origin, at, fact)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
+    insert(
+        connection,
+        "INSERT OR IGNORE INTO ledger_sessions (session, recorder, sequence, origin, at, fact)",
         [
             (row[2], recorder, sequence, origin, float(cast("float", row[1])), packed(row))
             for origin, recorder, sequence, row in entries
@@ -159,8 +165,9 @@ def _insert(connection: sqlite3.Connection, new: dict[str, _Signal]) -> None:
         return
     floor = int(connection.execute("SELECT floor FROM ledger_meta").fetchone()[0])
     _give_places(connection, new, floor)
-    connection.executemany(
-        "INSERT INTO ledger_signals (place, id, type, failed, causation) VALUES (?, ?, ?, ?, ?)",
+    insert(
+        connection,
+        "INSERT INTO ledger_signals (place, id, type, failed, causation)",
         [
             (signal.place, signal_id, signal.type_id, int(signal.failed), signal.causation)
             for signal_id, signal in sorted(new.items(), key=lambda item: item[1].place)
@@ -194,21 +201,21 @@ def _append_facts(connection: sqlite3.Connection, gathered: _Gathered) -> int:
     facts: list[tuple[int, int, int, int, bytes]] = []
     deliveries: dict[tuple[str, int, int], int] = {}
     found: set[tuple[int, int, int]] = set()
-    for origin, recorder, sequence, row in gathered.entries:
-        signal = gathered.signals[cast("str", row[2])]
+    for signal, origin, recorder, sequence, row in gathered.entries:
         place = signal.place
         if not place:
             continue
         facts.append((place, recorder, sequence, origin, packed(row)))
         for subscription, reached in progress(row):
-            key = (subscription, signal.type_id, place)
+            key = subscription, signal.type_id, place
             if reached > deliveries.get(key, -1):
                 deliveries[key] = reached
         if (data := _DATA.get(cast("str", row[0]))) is not None:
-            indexed = hashes(_at(row, data), _at(row, _SUBJECT), _at(row, _CORRELATION))
-            found.update((place >> SEGMENT_BITS, each, place) for each in indexed)
+            segment = place >> SEGMENT_BITS
+            for each in hashes(_at(row, data), _at(row, _SUBJECT), _at(row, _CORRELATION)):
+                found.add((segment, each, place))
     _append_deliveries(connection, deliveries)
-    connection.executemany("INSERT OR IGNORE INTO ledger_fields (segment, hash, place) VALUES (?, ?, ?)", sorted(found))
+    insert(connection, "INSERT OR IGNORE INTO ledger_fields (segment, hash, place)", sorted(found))
     return _insert_facts(connection, facts)
 
 
@@ -218,13 +225,14 @@ def _at(row: Row, position: int) -> str | None:
 
 def _append_deliveries(connection: sqlite3.Connection, deliveries: dict[tuple[str, int, int], int]) -> None:
     numbers = {**names(connection, {subscription for subscription, _, _ in deliveries} - {""}), "": NOWHERE}
-    connection.executemany(
-        "INSERT INTO ledger_deliveries (subscription, type, place, progress) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET progress = excluded.progress WHERE progress < excluded.progress",
+    insert(
+        connection,
+        "INSERT INTO ledger_deliveries (subscription, type, place, progress)",
         sorted(
             (numbers[subscription], signal_type, place, reached)
             for (subscription, signal_type, place), reached in deliveries.items()
         ),
+        "ON CONFLICT DO UPDATE SET progress = excluded.progress WHERE progress < excluded.progress",
     )
 
 
@@ -232,10 +240,9 @@ def _insert_facts(connection: sqlite3.Connection, facts: list[tuple[int, int, in
     if not facts:
         return 0
     facts.sort()
-    inserted = connection.executemany(
-        "INSERT OR IGNORE INTO ledger_facts (place, recorder, sequence, origin, fact) VALUES (?, ?, ?, ?, ?)", facts
-    ).rowcount
-    size = sum(len(fact) + ROW_BYTES for *_, fact in facts)
+    into = "INSERT OR IGNORE INTO ledger_facts (place, recorder, sequence, origin, fact)"
+    inserted = insert(connection, into, facts)
+    size = sum([len(fact) for *_, fact in facts]) + ROW_BYTES * len(facts)
     connection.execute(
         "UPDATE ledger_meta SET facts = facts + ?, bytes = bytes + ?", (inserted, size * inserted // len(facts))
     )

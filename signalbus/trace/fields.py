@@ -6,8 +6,8 @@ Scalars in objects have a path and a text, as in the payload (``true``, ``12``, 
 
 from __future__ import annotations
 
+import sys
 import zlib
-from collections.abc import Iterator
 from typing import cast
 
 import pydantic_core
@@ -20,25 +20,28 @@ _DEPTH = 6  # levels of nesting
 _TEXT = 200  # characters of one value
 
 
-def fields_of(data: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the paths of a captured payload's scalars, with their texts."""
-    if data is None:
-        return
-    try:
-        value = cast("object", pydantic_core.from_json(data))
-    except ValueError:
-        return  # not written by us
-    yield from _scalars("data", value, _DEPTH)
+def fields_of(data: str | None, most: int = sys.maxsize) -> list[tuple[str, str]]:
+    """Return the paths of a captured payload's scalars, with their texts: the first ``most`` of them."""
+    found: list[tuple[str, str]] = []
+    if data is not None:
+        try:
+            value = cast("object", pydantic_core.from_json(data))
+        except ValueError:
+            return found  # not written by us
+        _add_scalars(found, "data", value, _DEPTH, most)
+    return found
 
 
 def hashes(data: str | None, subject: str | None, correlationid: str | None) -> set[int]:
     """Return what the index holds of a signal."""
-    found = {hash_of(name, text) for name, text in (("subject", subject), ("correlationid", correlationid)) if text}
-    for number, (path, text) in enumerate(fields_of(data)):
-        if number == _INDEXED:
-            found.add(WIDE)
-            break
-        found.add(hash_of(path, text))
+    fields = fields_of(data, _INDEXED + 1)
+    found = {hash_of(path, text) for path, text in fields[:_INDEXED]}
+    if len(fields) > _INDEXED:
+        found.add(WIDE)
+    if subject:
+        found.add(hash_of("subject", subject))
+    if correlationid:
+        found.add(hash_of("correlationid", correlationid))
     return found
 
 
@@ -47,16 +50,18 @@ def hash_of(path: str, text: str) -> int:
     return zlib.crc32(f"{path}={text}".encode("utf-8", "replace"))
 
 
-def _scalars(path: str, value: object, depth: int) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
+def _add_scalars(found: list[tuple[str, str]], path: str, value: object, depth: int, most: int) -> None:
+    if len(found) == most:
+        return
+    if isinstance(value, str):
+        if len(value) <= _TEXT:
+            found.append((path, value))
+    elif isinstance(value, dict):
         if depth:
             for name, item in cast("dict[str, object]", value).items():
-                yield from _scalars(f"{path}.{name}", item, depth - 1)
-    elif isinstance(value, str):
-        if len(value) <= _TEXT:
-            yield path, value
+                _add_scalars(found, f"{path}.{name}", item, depth - 1, most)
     elif not isinstance(value, list):
-        yield path, _written(value)
+        found.append((path, _written(value)))
 
 
 def _written(value: object) -> str:

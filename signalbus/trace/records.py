@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import cast
 
@@ -49,32 +49,39 @@ RANKS: dict[State, frozenset[Rank]] = {
     State.FAILED: frozenset({Rank.FAILED}),
 }
 _DELIVERIES = {
-    "delivered": Rank.OPEN,
-    "released": Rank.OPEN,
-    "retried": Rank.RETRIED,
-    "acked": Rank.ACKED,
-    "dead": Rank.DEAD,
+    "delivered": int(Rank.OPEN),
+    "released": int(Rank.OPEN),
+    "retried": int(Rank.RETRIED),
+    "acked": int(Rank.ACKED),
+    "dead": int(Rank.DEAD),
 }
+_OPEN = int(Rank.OPEN)
 _REPLAYED = (_MAX_ATTEMPT + 1 << BITS) | Rank.REPLAYED
+_REPLIED, _FAILED = (("", int(Rank.REPLIED)),), (("", int(Rank.FAILED)),)
+_ASKED, _UNROUTABLE = (("", int(Rank.ASKED)),), (("", int(Rank.UNROUTABLE)),)
 
 
 def progress(row: Row) -> Iterable[tuple[str, int]]:
-    """Yield the subscriptions a fact is about, with how far it says their deliveries got; "" for none."""
-    kind, fields = cast("str", row[0]), list(row[4:])
+    """Return the subscriptions a fact is about, with how far it says their deliveries got; "" for none."""
+    fields = cast("Sequence[object]", row)
+    kind = cast("str", fields[0])
     if (rank := _DELIVERIES.get(kind)) is not None:
-        attempt = cast("int", fields[1]) if len(fields) > 1 else 1
-        yield cast("str", fields[0]), (max(0, min(attempt, _MAX_ATTEMPT)) << BITS) | rank
-    elif kind == "accepted":
-        for subscription in cast("list[str]", (fields[6] if len(fields) > 6 else None) or ()):
-            yield subscription, Rank.OPEN
-    elif kind == "replayed":
-        yield cast("str", fields[0]), _REPLAYED
-    elif kind == "replied":
-        yield "", Rank.REPLIED if fields[1] == "reply" else Rank.FAILED
-    elif kind == "requested":
-        yield "", Rank.ASKED
-    elif kind == "unroutable":
-        yield "", Rank.UNROUTABLE
+        attempt = cast("int", fields[5]) if len(fields) > 5 else 1
+        return ((cast("str", fields[4]), (max(0, min(attempt, _MAX_ATTEMPT)) << BITS) | rank),)
+    match kind:
+        case "accepted":
+            subscriptions = cast("list[str] | None", fields[10]) if len(fields) > 10 else None
+            return [(subscription, _OPEN) for subscription in subscriptions or ()]
+        case "replayed":
+            return ((cast("str", fields[4]), _REPLAYED),)
+        case "replied":
+            return _REPLIED if fields[5] == "reply" else _FAILED
+        case "requested":
+            return _ASKED
+        case "unroutable":
+            return _UNROUTABLE
+        case _:
+            return ()
 
 
 def has_failed(row: Row) -> bool:

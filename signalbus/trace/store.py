@@ -21,6 +21,8 @@ from .append import append
 from .listing import MIN_PREFIX, Candidate, Page, Query, Retention, StoreStats
 from .prune import prune
 
+_HELD = ("SQLITE_BUSY", "SQLITE_LOCKED")
+
 
 class TraceStore(Protocol):
     """What the collector and the inspector ask of a store. May be called from several threads; writes take turns.
@@ -69,7 +71,12 @@ class SqliteStore:
         self._writing, self._reading = threading.Lock(), threading.Lock()
         with self._typed("cannot open"):
             self._writer = None if read_only else _connect(path, busy_timeout, create=True)
-            self._reader = _connect(path, busy_timeout, create=False)
+            try:
+                self._reader = _connect(path, busy_timeout, create=False)
+            except BaseException:
+                if self._writer is not None:
+                    self._writer.close()
+                raise
 
     def append(self, batches: Sequence[Batch]) -> int:
         """See `TraceStore`."""
@@ -80,6 +87,11 @@ class SqliteStore:
         """See `TraceStore`."""
         with self._transaction() as connection:
             return prune(connection, retention, self._clock())
+
+    def check(self) -> None:
+        """Write, and change nothing. Raises as `append` does."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE ledger_meta SET facts = facts")
 
     def trace_facts(self, signal: str) -> list[Fact]:
         """See `TraceStore`."""
@@ -141,8 +153,25 @@ class SqliteStore:
             yield
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
-            kind = BrokerUnavailable if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")) else StorageError
-            raise kind(f"{doing} the ledger {self.path}: {error} {name}".rstrip()) from error
+            kind = BrokerUnavailable if name.startswith(_HELD) else StorageError
+            what = f"{doing} the ledger {self.path}: {error} {name}".rstrip()
+            raise kind(f"{what}; {_advice(name, self.path)}") from error
+
+
+def _advice(name: str, path: Path) -> str:
+    """Return what to do about an error of SQLite."""
+    if name.startswith(_HELD):
+        return f"another program holds the file; find it with 'fuser {path}', and end it if it does not let go"
+    if name.startswith("SQLITE_FULL"):
+        return "make room on the disk; it goes on by itself then"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return (
+            f"it is damaged: move it away, with {path.name}-wal and {path.name}-shm beside it, and a router makes a "
+            "new one; what can be saved of the old one, 'sqlite3 OLD .recover' saves"
+        )
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
+        return "look at the directory and the file, their owner and mode"
+    return "look at the disk and at the file: signalbus doctor --store"
 
 
 def _connect(path: Path, busy_timeout: float, *, create: bool) -> sqlite3.Connection:
@@ -172,6 +201,9 @@ def _make(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # who sent a batch forgets it once it is stored
     connection.execute("PRAGMA secure_delete = OFF")  # pruning need not overwrite what it frees
+    if application == schema.APPLICATION_ID:
+        schema.check(connection)  # without the lock for writing, which another router may hold nearly all the time
+        return
     connection.execute("BEGIN IMMEDIATE")
     try:
         schema.prepare(connection)

@@ -303,14 +303,23 @@ class RabbitBroker:
         if self._opened and self._closing is None:
             self._ledger.append(batches)
 
-    async def collect(self, store: Store) -> None:
-        """Store the facts of all buses, in order of arrival, until this is cancelled; for a router.
+    def collector(self, store: Store, drain_seconds: float = 10.0) -> Collector:
+        """Return what stores the facts of all buses, in order of arrival, while it runs; for a router.
 
         ``store`` blocks, and is called in a thread with some batches, perhaps with the same ones again. It has to be
-        idempotent, and durable when it returns; while it raises `BrokerError`, facts wait at RabbitMQ.
+        idempotent, and durable when it returns; while it raises `BrokerError`, facts wait at RabbitMQ. Who stops it
+        waits up to ``drain_seconds`` for what is just being stored.
         """
         self._check_open()
-        await Collector(self._consume_link, self._topology, self._counters, store, self._url.backoff_cap).run()
+        return Collector(
+            self._consume_link,
+            self._topology,
+            self._recording,
+            self._counters,
+            store,
+            drain_seconds,
+            self._url.backoff_cap,
+        )
 
     # State
 

@@ -183,6 +183,8 @@ class Topology:
                         "x-overflow": "drop-head",
                         "x-max-length-bytes": LEDGER_BYTES,
                         "x-delivery-limit": PEEK_LIMIT,
+                        # Of several routers one stores, and the next one goes on where it ends.
+                        "x-single-active-consumer": True,
                     }
                 ),
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -10,8 +11,10 @@ import pytest
 from aiormq.abc import AbstractChannel
 from pamqp import commands
 
-from signalbus.brokers.rabbitmq import ledger
+from signalbus.brokers.rabbitmq import collector, ledger
+from signalbus.brokers.rabbitmq.arrivals import Arrivals, Read
 from signalbus.brokers.rabbitmq.broker import RabbitBroker
+from signalbus.brokers.rabbitmq.collector import CollectorState
 from signalbus.errors import StorageError
 from signalbus.ledger import Batch, Origin
 from signalbus.testing.proxy import FaultProxy
@@ -43,14 +46,21 @@ class Kept:
 
 
 @asynccontextmanager
-async def collecting(broker: RabbitBroker, store: Callable[[Sequence[Batch]], object]) -> AsyncIterator[None]:
-    task = asyncio.create_task(broker.collect(store))
+async def collecting(
+    broker: RabbitBroker, store: Callable[[Sequence[Batch]], object]
+) -> AsyncIterator[collector.Collector]:
+    collects = broker.collector(store)
+    task = asyncio.create_task(collects.run())
     try:
-        yield
+        yield collects
     finally:
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
+
+
+async def reached(collects: collector.Collector, state: CollectorState, timeout: float = 15.0) -> None:
+    await eventually(lambda: collects.state is state, timeout, message=f"{collects.state} instead of {state}")
 
 
 def named(*numbers: int) -> list[str]:
@@ -115,3 +125,96 @@ async def test_facts_beyond_the_bound_are_dropped_the_oldest_first(
     kept = Kept()
     async with collecting(await brokers.open(), kept):
         await eventually(lambda: kept.signals == named(*range(dropped, 100)), 30)
+
+
+# Several routers
+
+
+async def test_of_two_collectors_one_stores_and_the_other_follows_it(brokers: Brokers) -> None:
+    teller, first, second = await brokers.open(), Kept(), Kept()
+    async with collecting(await brokers.open(), second) as follower:
+        async with collecting(await brokers.open(), first) as leader:
+            states = {CollectorState.ACTIVE, CollectorState.STANDBY}
+            await eventually(lambda: {leader.state, follower.state} == states)
+            if follower.state is CollectorState.ACTIVE:  # whoever came first
+                first, second = second, first
+            teller.append([batch(number) for number in range(100)])
+            await eventually(lambda: first.signals == named(*range(100)))
+            assert second.signals == []
+            states_before = leader.state, follower.state
+            await asyncio.sleep(2 * collector.PROBE_SECONDS)  # probes go on, and change nothing
+            assert (leader.state, follower.state) == states_before
+        await reached(follower, CollectorState.ACTIVE)
+        teller.append([batch(number) for number in range(100, 200)])
+        await eventually(lambda: {*first.signals, *second.signals} == set(named(*range(200))))
+
+
+async def test_who_loses_the_broker_loses_its_turn_and_follows_afterwards(brokers: Brokers, proxy: FaultProxy) -> None:
+    teller, first, second = await brokers.open(), Kept(), Kept()
+    async with collecting(await brokers.open(proxy.url_for(brokers.url)), first) as leader:
+        await reached(leader, CollectorState.ACTIVE)
+        async with collecting(await brokers.open(), second) as follower:
+            await reached(follower, CollectorState.STANDBY)
+            proxy.cut()
+            teller.append([batch(1)])
+            await eventually(lambda: second.signals == named(1))
+            assert follower.state is CollectorState.ACTIVE
+            await reached(leader, CollectorState.STANDBY, 30)
+            assert first.signals == []
+
+
+async def test_a_store_in_trouble_hands_its_turn_over(brokers: Brokers) -> None:
+    teller, bad, good = await brokers.open(), Kept(trouble=1_000), Kept()
+    async with collecting(await brokers.open(), bad) as leader:
+        await reached(leader, CollectorState.ACTIVE)
+        async with collecting(await brokers.open(), good) as follower:
+            await reached(follower, CollectorState.STANDBY)
+            teller.append([batch(number) for number in range(20)])
+            await eventually(lambda: good.signals == named(*range(20)))
+            assert follower.state is CollectorState.ACTIVE
+
+
+async def test_who_is_asked_to_stop_stores_and_acknowledges_what_it_took(
+    brokers: Brokers, raw: AbstractChannel
+) -> None:
+    broker, kept, storing, go_on = await brokers.open(), Kept(), threading.Event(), threading.Event()
+
+    def slowly(batches: Sequence[Batch]) -> None:
+        storing.set()
+        assert go_on.wait(10)
+        kept(batches)
+
+    broker.append([batch(number) for number in range(100)])
+    await wait_until(lambda: _has_ready(raw, 100))
+    async with collecting(broker, slowly):
+        assert await asyncio.to_thread(storing.wait, 10)
+        await wait_until(lambda: _has_ready(raw, 0))
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+    assert kept.signals == named(*range(100))
+    await broker.aclose()
+    assert await _has_ready(raw, 0)
+
+
+async def _has_ready(raw: AbstractChannel, count: int) -> bool:
+    return (await raw.queue_declare(QUEUE, passive=True)).message_count == count
+
+
+async def test_an_active_collector_that_gets_nothing_begins_anew(
+    brokers: Brokers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Arrivals] = []
+
+    def remembered(channel: AbstractChannel, read: Read) -> Arrivals:
+        made.append(Arrivals(channel, read))
+        return made[-1]
+
+    monkeypatch.setattr(collector, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(collector, "Arrivals", remembered)
+    broker, kept = await brokers.open(), Kept()
+    async with collecting(broker, kept) as collects:
+        await reached(collects, CollectorState.ACTIVE)
+        # Behind its back, as a lost Basic.Consume would leave it.
+        await made[0]._channel.basic_cancel(made[0]._tag)
+        broker.append([batch(1)])
+        await eventually(lambda: kept.signals == named(1))
+    assert broker.health().counters["consumers_recycled"] == 1

@@ -1,0 +1,132 @@
+"""The store of a router while it runs: whatever happens to its file, the router goes on and says what is wrong.
+
+A file that is locked, full or damaged raises at each call, and works again once the cause is gone. One that was moved
+away or replaced is opened anew: else facts would go, with success, to a file that nobody can find.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import BrokerError, BrokerUnavailable, ConfigError, StorageError
+from ..ledger import Batch
+from ..trace.listing import Retention
+from ..trace.store import SqliteStore
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Place = tuple[int, int]
+
+BUSY_SECONDS = 5.0
+
+
+class RouterStore:
+    """See the module. All calls block, and may come from several threads.
+
+    ``trouble`` says why the newest call failed; it is empty again once one has worked.
+    """
+
+    def __init__(self, path: Path, *, busy_timeout: float = BUSY_SECONDS) -> None:
+        self.path = path
+        self.trouble = ""
+        self._busy_timeout = busy_timeout
+        self._lock = threading.Lock()  # of what is open, not of writing: SqliteStore sees to that
+        self._store: SqliteStore | None = None
+        self._place: Place | None = None
+        self._log: Place | None = None
+        self._given_up: list[SqliteStore] = []  # closing them would harm what came in their place
+        self._closed = True
+
+    def open(self) -> None:
+        """Open the file, and make it if it is not there. Idempotent; if it fails, the next call tries it again.
+
+        Raises `ConfigError` for the file of another program or of a newer version, else as the other calls do.
+        """
+        with self._lock:
+            self._closed = False
+            try:
+                self._opened()
+            except (BrokerError, ConfigError) as error:
+                self.trouble = str(error)
+                raise
+
+    def append(self, batches: Sequence[Batch]) -> int:
+        """See `TraceStore.append`."""
+        return self._call(lambda store: store.append(batches))
+
+    def prune(self, retention: Retention) -> bool:
+        """See `TraceStore.prune`."""
+        return self._call(lambda store: store.prune(retention))
+
+    def check(self) -> None:
+        """Look whether it can be written. Raises as the other calls do."""
+        self._call(SqliteStore.check)
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def _call(self, work: Callable[[SqliteStore], T]) -> T:
+        try:
+            with self._lock:
+                store = self._opened()
+            answer = work(store)
+        except ConfigError as error:  # another program's file has come in the place of ours
+            raise self._failed(StorageError(str(error)), lasting=True) from error
+        except BrokerError as error:
+            raise self._failed(error, lasting=isinstance(error, StorageError) and not _is_full(error)) from error
+        if self.trouble:
+            log.warning("the ledger %s works again", self.path)
+            self.trouble = ""
+        return answer
+
+    def _failed(self, error: BrokerError, *, lasting: bool) -> BrokerError:
+        self.trouble = str(error)
+        if lasting:
+            with self._lock:
+                self._drop()  # the next call opens it anew
+        return error
+
+    def _opened(self) -> SqliteStore:
+        if self._closed:
+            raise BrokerUnavailable(f"the ledger {self.path} is not open")
+        if self._store is not None and self._place != _place(self.path):
+            log.warning("the ledger %s was moved or replaced; it is opened anew", self.path)
+            self._drop()
+        if self._store is None:
+            self._store = SqliteStore(self.path, busy_timeout=self._busy_timeout)
+            self._place, self._log = _place(self.path), _place(self._wal)
+        return self._store
+
+    def _drop(self) -> None:
+        store, self._store = self._store, None
+        if store is None:
+            return
+        if _place(self._wal) in (None, self._log):
+            store.close()
+        else:
+            self._given_up.append(store)
+
+    @property
+    def _wal(self) -> Path:
+        return self.path.with_name(f"{self.path.name}-wal")
+
+
+def _place(path: Path) -> Place | None:
+    """Return which file is there, None if none is."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_full(error: BaseException) -> bool:
+    return getattr(error.__cause__, "sqlite_errorname", "").startswith("SQLITE_FULL")

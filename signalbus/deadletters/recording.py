@@ -9,10 +9,8 @@ from . import audit
 from .audit import Action
 from .death import Death
 from .model import LetterState
-from .selection import storable
-from .transitions import count_ends
-
-_STAYS = frozenset({LetterState.DEAD, LetterState.WAITING})
+from .selection import Condition, storable
+from .transitions import count_ends, was_sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +19,21 @@ class _Known:
     id: str
     state: LetterState
     copy: int
+    queue: int
     replay: str
     content: int
+
+    def ends_with(self, death: Death) -> bool:
+        """Whether a death is the end of a state, rather than the death of another copy."""
+        match self.state:
+            case LetterState.DEAD:
+                return False
+            case LetterState.WAITING:
+                return bool(self.queue)  # it may have been sent
+            case LetterState.REPLAYING:
+                return self.copy == death.copy
+            case LetterState.ACKED | LetterState.DISCARDED:
+                return True
 
 
 def record(connection: sqlite3.Connection, death: Death) -> int | None:
@@ -36,8 +47,8 @@ def record(connection: sqlite3.Connection, death: Death) -> int | None:
         _insert(connection, death)
         return None
     _count(connection, known, death)
-    ours = known.state is not LetterState.REPLAYING or known.copy == death.copy
-    if ours and known.state not in _STAYS:
+    if known.ends_with(death):
+        was_sent(connection, Condition("number = ?", (known.number,)), at=death.at)
         _die_again(connection, known, death)
     return _keep_one(connection, known, death)
 
@@ -52,7 +63,7 @@ def known_death(connection: sqlite3.Connection, death: Death) -> bool:
 
 
 def _find(connection: sqlite3.Connection, death: Death) -> _Known | None:
-    columns = "SELECT number, id, state, coalesce(copy, 0), replay, content FROM letters"
+    columns = "SELECT number, id, state, coalesce(copy, 0), coalesce(queue, 0), replay, content FROM letters"
     row = None
     if death.copy:  # it knows better than an id, which is made of the content: that may be damaged by now
         row = connection.execute(
@@ -91,8 +102,8 @@ def _count(connection: sqlite3.Connection, known: _Known, death: Death) -> None:
 
 def _die_again(connection: sqlite3.Connection, known: _Known, death: Death) -> None:
     connection.execute(
-        "UPDATE letters SET state = ?, changed = ?, actor = '', note = '', replay = '' WHERE number = ? AND state = ?",
-        (LetterState.DEAD.value, death.at, known.number, known.state.value),
+        "UPDATE letters SET state = ?, changed = ?, actor = '', note = '', replay = '' WHERE number = ?",
+        (LetterState.DEAD.value, death.at, known.number),
     )
     audit.write(connection, Action.DEAD_AGAIN, [(known.id, known.replay)], at=death.at, note=storable(death.detail))
     if known.replay:

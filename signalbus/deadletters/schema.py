@@ -39,7 +39,8 @@ CREATE TABLE letters (
     changed REAL NOT NULL, actor TEXT NOT NULL DEFAULT '', note TEXT NOT NULL DEFAULT '',
     content INTEGER NOT NULL,        -- position in dead_letters
     replay TEXT NOT NULL DEFAULT '', -- that has it, while it is waiting or replaying
-    queue INTEGER, copy INTEGER      -- embedded broker: where its copy was put, subscription and signal
+    -- Embedded broker: where its copy was put. Else `queue` says how far sending is, see `transitions.IN_HAND`.
+    queue INTEGER, copy INTEGER
 );
 CREATE INDEX letters_died ON letters (died, number);
 CREATE INDEX letters_cluster ON letters (cluster);

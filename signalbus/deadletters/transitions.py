@@ -19,6 +19,11 @@ from .selection import Condition, fitting, in_state, of_replay, one_of, storable
 HELD = (LetterState.WAITING, LetterState.REPLAYING)
 NOTE_CHARACTERS = 500
 
+# What `queue` says of a waiting letter, where sending it is no part of the transaction.
+IN_HAND = 1  # is being sent
+UNSURE = 2  # may have been sent, and is to be sent again
+_MAY_BE_SENT = Condition("queue IS NOT NULL")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doing:
@@ -56,6 +61,8 @@ def claim(connection: sqlite3.Connection, query: LetterQuery, replay: Claim) -> 
     taken = count(connection, wanted & in_state(*HELD))
     doing = Doing(action=Action.REPLAY, at=replay.at, by=replay.by)
     claimed = _move(connection, wanted, LetterState.DEAD, LetterState.WAITING, doing, replay=replay.id)
+    mine = of_replay(replay.id, LetterState.WAITING)
+    connection.execute(mine.within("UPDATE letters SET queue = NULL, copy = NULL WHERE <condition>"), mine.values)
     connection.execute(
         "INSERT INTO letter_replays (id, actor, started, rate, sender, total, taken) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (replay.id, clean(replay.by), replay.at, replay.rate, replay.sender, len(claimed), taken),
@@ -79,10 +86,40 @@ def returned(connection: sqlite3.Connection, letters: Iterable[int], note: str, 
     return _end(connection, one_of("number", letters), LetterState.WAITING, doing, "returned")
 
 
-def unsent(connection: sqlite3.Connection, letters: Iterable[int], note: str, *, at: float) -> int:
-    """As `returned`, for what counts as sent already: whoever sends cannot be part of the transaction."""
-    doing = Doing(action=Action.RETURNED, at=at, note=note)
-    return _end(connection, one_of("number", letters), LetterState.REPLAYING, doing, "returned")
+def next_up(connection: sqlite3.Connection, replay: str, limit: int) -> list[int]:
+    """Return up to so many letters of a replay that nobody has in hand, oldest first."""
+    rows = connection.execute(
+        "SELECT number FROM letters WHERE replay = ? AND replay <> '' AND state = 'waiting'"
+        " AND (queue IS NULL OR queue = ?) ORDER BY died, number LIMIT ?",
+        (replay, UNSURE, limit),
+    )
+    return [int(row[0]) for row in rows]
+
+
+def take_up(connection: sqlite3.Connection, letters: Iterable[int]) -> None:
+    """Take letters in hand, to send them.
+
+    For brokers that cannot send and note that in one transaction: whatever happens now, each may have been sent.
+    """
+    _mark(connection, letters, IN_HAND)
+
+
+def laid_down(connection: sqlite3.Connection, letters: Iterable[int]) -> None:
+    """Lay down what was taken up and is to be sent again, as it is not known whether it was."""
+    _mark(connection, letters, UNSURE)
+
+
+def dropped(connection: sqlite3.Connection) -> None:
+    """Lay down everything: whoever had it in hand is gone."""
+    connection.execute(
+        "UPDATE letters SET queue = ? WHERE replay <> '' AND state = 'waiting' AND queue = ?", (UNSURE, IN_HAND)
+    )
+
+
+def was_sent(connection: sqlite3.Connection, which: Condition, *, at: float) -> None:
+    """Note that what was taken up has been sent, as its end is heard of before whoever sends could tell."""
+    doing = Doing(action=Action.SENT, at=at)
+    _move(connection, which & _MAY_BE_SENT, LetterState.WAITING, LetterState.REPLAYING, doing, replay=None)
 
 
 def acked(connection: sqlite3.Connection, which: Condition, *, at: float) -> int:
@@ -104,9 +141,10 @@ def interrupted(connection: sqlite3.Connection, which: Condition, note: str, *, 
 
 
 def cancel(connection: sqlite3.Connection, replay: str, *, at: float, by: str) -> int:
-    """Make dead again what a replay has not sent; return how many that were."""
+    """Make dead again what a replay has certainly not sent; return how many that were."""
     doing = Doing(action=Action.CANCEL, at=at, by=by)
-    return _end(connection, of_replay(replay, LetterState.WAITING), LetterState.WAITING, doing, "cancelled")
+    which = of_replay(replay, LetterState.WAITING) & Condition("queue IS NULL")
+    return _end(connection, which, LetterState.WAITING, doing, "cancelled")
 
 
 def discard(connection: sqlite3.Connection, query: LetterQuery, *, at: float, by: str, note: str) -> int:
@@ -130,6 +168,13 @@ def restore(connection: sqlite3.Connection, query: LetterQuery, *, at: float, by
 
 
 # The steps
+
+
+def _mark(connection: sqlite3.Connection, letters: Iterable[int], mark: int) -> None:
+    which = one_of("number", letters)
+    connection.execute(
+        which.within("UPDATE letters SET queue = ? WHERE <condition> AND state = 'waiting'"), (mark, *which.values)
+    )
 
 
 def _end(

@@ -20,6 +20,7 @@ from ..sessions import Down
 from ..supervision import ChildSpec, Supervisor
 from ..trace.listing import Retention
 from ..trace.store import SqliteStore
+from .letters import RouterLetters
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +54,17 @@ class Router:
         """Collect until this is cancelled. Raises `ConfigError`, `StorageError`, `BrokerUnavailable` or `Escalated`."""
         store = await asyncio.to_thread(SqliteStore, self._path)
         try:
-            async with self._bus, Supervisor("router", children=self._children(store)):
+            letters = await asyncio.to_thread(RouterLetters, self._broker, self._path)
+        except BaseException:
+            await asyncio.to_thread(store.close)
+            raise
+        try:
+            async with self._bus, Supervisor("router", children=(*self._children(store), *letters.children())):
                 await self._broker.watch_all(self._note, self._bus.settings.connect_timeout)
                 self.ready.set()
                 await asyncio.Event().wait()
         finally:
+            await letters.aclose()
             await asyncio.to_thread(store.close)
 
     def _children(self, store: SqliteStore) -> Sequence[ChildSpec]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signalbus import Bus, ConfigError, Delivery, Reject, RetryPolicy, Signal
+from signalbus.brokers.rabbitmq.broker import RabbitBroker
 from signalbus.brokers.sqlite.broker import SqliteBroker
 from signalbus.deadletters import DeadLetters, LetterQuery, LetterState, LetterSummary, Replay
+from signalbus.router.daemon import Router
+from signalbus.router.letters import RouterLetters
+from signalbus.trace.listing import Retention
 from tests.brokers.contract import contract
 from tests.brokers.world import DEADLINE, Inbox, World, wait_until
 
@@ -22,12 +27,35 @@ ONCE = RetryPolicy(max_attempts=1)
 @asynccontextmanager
 async def keeping(world: World, bus: Bus) -> AsyncIterator[DeadLetters]:
     """The dead letters of a bus: of its own file, or kept by a router."""
-    assert isinstance(bus.broker, SqliteBroker)
-    letters = await bus.broker.letters(DEADLINE)
+    if isinstance(bus.broker, SqliteBroker):
+        letters: DeadLetters = await bus.broker.letters(DEADLINE)
+        try:
+            yield letters
+        finally:
+            await letters.aclose()
+        return
+    assert isinstance(bus.broker, RabbitBroker)
+    path = world.directory / "router.db"
+    async with routing(world, path):
+        kept = await asyncio.to_thread(RouterLetters, bus.broker, path)  # as another process would
+        try:
+            yield kept
+        finally:
+            await kept.aclose()
+
+
+@asynccontextmanager
+async def routing(world: World, path: Path) -> AsyncIterator[Router]:
+    """A router at work."""
+    router = Router(world.bus(name="router", ledger="off"), path, Retention(seconds=3_600.0))
+    serving = asyncio.create_task(router.serve())
     try:
-        yield letters
+        async with asyncio.timeout(DEADLINE):
+            await router.ready.wait()
+        yield router
     finally:
-        await letters.aclose()
+        serving.cancel()
+        await asyncio.wait([serving])
 
 
 class Patient:

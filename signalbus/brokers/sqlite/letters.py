@@ -12,16 +12,8 @@ from typing import TypeVar
 
 from ...deadletters import audit, queries, transitions
 from ...deadletters.file import LetterFile
-from ...deadletters.model import (
-    DEFAULT_RATE,
-    AuditEntry,
-    Letter,
-    LetterGroup,
-    LetterPage,
-    LetterQuery,
-    LetterSummary,
-    Replay,
-)
+from ...deadletters.keeper import Keeper, Order, Question
+from ...deadletters.model import DEFAULT_RATE, Letter, LetterQuery, Replay
 from ...deadletters.pace import pace_of
 from ...deadletters.sender import send_all
 from ...deadletters.transitions import Claim
@@ -43,7 +35,7 @@ _CLOSED = "whoever was to send it has stopped"
 _GAVE_UP = "sending failed again and again; see the log"
 
 
-class SqliteLetters:
+class SqliteLetters(Keeper):
     """See `DeadLetters`. Replays are sent by this process, and end with it or with `aclose`: what waits then is dead.
 
     ``timeout``: seconds for each question. ``append`` takes facts for the ledger.
@@ -68,37 +60,9 @@ class SqliteLetters:
         self._giving_up: set[asyncio.Task[int]] = set()
         self._senders = Supervisor("replays", self._gave_up)
 
-    # Questions
-
-    async def groups(self, query: LetterQuery) -> Sequence[LetterGroup]:
-        """See `DeadLetters.groups`."""
-        return await self._ask(partial(queries.groups, query=query))
-
-    async def page(self, query: LetterQuery) -> LetterPage:
-        """See `DeadLetters.page`."""
-        return await self._ask(partial(queries.page, query=query))
-
-    async def find(self, prefix: str) -> Sequence[LetterSummary]:
-        """See `DeadLetters.find`."""
-        return await self._ask(partial(queries.find, prefix=prefix))
-
     async def get(self, letter: str) -> Letter | None:
         """See `DeadLetters.get`."""
         return await self._ask(partial(whole, letter=letter))
-
-    async def progress(self, replay: str) -> Replay | None:
-        """See `DeadLetters.progress`."""
-        return await self._ask(partial(queries.progress, replay=replay))
-
-    async def replays(self, limit: int = 20) -> Sequence[Replay]:
-        """See `DeadLetters.replays`."""
-        return await self._ask(partial(queries.replays, limit=limit))
-
-    async def audit(self, limit: int = 100) -> Sequence[AuditEntry]:
-        """See `DeadLetters.audit`."""
-        return await self._ask(partial(audit.newest, limit=limit))
-
-    # Changes
 
     async def replay(self, query: LetterQuery, *, by: str, rate: float = DEFAULT_RATE) -> Replay:
         """See `DeadLetters.replay`."""
@@ -116,22 +80,6 @@ class SqliteLetters:
         if found is None:
             raise StorageError(f"replay {replay} is not in {self._file.path} any more; was the file replaced?")
         return found
-
-    async def cancel(self, replay: str, *, by: str) -> int:
-        """See `DeadLetters.cancel`."""
-        return await self._change(lambda group: transitions.cancel(group.connection, replay, at=_now(group), by=by))
-
-    async def discard(self, query: LetterQuery, *, by: str, note: str = "") -> int:
-        """See `DeadLetters.discard`."""
-        await self._catch_up()
-        return await self._change(
-            lambda group: transitions.discard(group.connection, query, at=_now(group), by=by, note=note)
-        )
-
-    async def restore(self, query: LetterQuery, *, by: str) -> int:
-        """See `DeadLetters.restore`."""
-        await self._catch_up()
-        return await self._change(lambda group: transitions.restore(group.connection, query, at=_now(group), by=by))
 
     async def aclose(self) -> None:
         """See `DeadLetters.aclose`."""
@@ -183,9 +131,13 @@ class SqliteLetters:
 
     # The file
 
-    async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    async def _ask(self, question: Question[T]) -> T:
         await self._catch_up()
         return await asyncio.to_thread(self._file.read, question)
+
+    async def _order(self, order: Order[T]) -> T:
+        await self._catch_up()
+        return await self._change(lambda group: order(group.connection, group.changes.desk.clock.wall()))
 
     async def _catch_up(self) -> None:
         """Put on record what has happened, as far as there is time."""
@@ -218,7 +170,3 @@ def _claim(group: Group, query: LetterQuery, replay: str, by: str, rate: float) 
     desk = group.changes.desk
     claim = Claim(id=replay, by=by, at=desk.clock.wall(), rate=rate, sender=desk.session)
     transitions.claim(group.connection, query, claim)
-
-
-def _now(group: Group) -> float:
-    return group.changes.desk.clock.wall()

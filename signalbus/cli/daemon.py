@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 from cyclopts import Parameter
-
-from ..config import Settings, SqliteUrl, parse_url
-from ..web.client import RouterClient
-from .failures import CommandError, Exit
-from .options import Options
 
 ROUTER = "SIGNALBUS_ROUTER"
 DEFAULT_ROUTER = "http://127.0.0.1:8642"

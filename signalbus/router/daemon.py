@@ -21,6 +21,7 @@ from ..errors import BrokerError, BrokerUnavailable, ConfigError
 from ..supervision import ChildInfo, ChildSpec, ChildState, Strategy, Supervisor
 from ..trace.listing import Retention
 from .ends import SessionEnds
+from .letters import RouterLetters
 from .store import RouterStore
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Router:
         self._collector: Collector | None = None
         self._ends = SessionEnds(self._store, lambda: self.role is CollectorState.ACTIVE, _now)
         self._supervisor: Supervisor | None = None
+        self.letters: RouterLetters | None = None  # once it serves
 
     @property
     def role(self) -> CollectorState:
@@ -91,16 +93,19 @@ class Router:
                 self._collector = self._broker.collector(self._store.append, self._bus.settings.drain_timeout)
                 self._collector.changed = self._role_changed
                 await self._broker.watch_all(self._ends.note, self._bus.settings.connect_timeout)
-                children = self._children(self._collector)
+                self.letters = await asyncio.to_thread(RouterLetters, self._broker, self._store.path)
+                children = self._children(self._collector, self.letters)
                 supervisor = Supervisor("router", children=children, strategy=Strategy.REST_FOR_ONE)
                 async with supervisor:
                     self._supervisor = supervisor
                     self.ready.set()
                     await asyncio.Event().wait()
         finally:
+            if self.letters is not None:
+                await self.letters.aclose()
             await asyncio.to_thread(self._store.close)
 
-    def _children(self, collector: Collector) -> Sequence[ChildSpec]:
+    def _children(self, collector: Collector, letters: RouterLetters) -> Sequence[ChildSpec]:
         """Return the parts in the order of their start: one that fails takes along those that come after it."""
         drain = timedelta(seconds=self._bus.settings.drain_timeout + CLOSE_SECONDS)
         opened = asyncio.Event()
@@ -109,6 +114,7 @@ class Router:
             ChildSpec(name="collect", start=collector.run, stop_timeout=drain),
             ChildSpec(name="ends of sessions", start=self._ends.run),
             ChildSpec(name="forget", start=self._forget),
+            *letters.children(),
             *self._beside,
         )
 

@@ -39,20 +39,24 @@ from .consumer import Parts, RabbitConsumer
 from .control import Control
 from .copies import Copies
 from .deadletters import read_dead_letters
+from .draining import Arrived, Drain, Keep, dead_letters
 from .driver import DriverFailure
 from .incarnation import Releases
+from .lane import Received
 from .ledger import LedgerPost
 from .monitor import Monitor
 from .publishing import Envelope, Publisher
 from .registry import Registry
+from .replaying import Replaying
 from .requests import Requests
 from .responder import RabbitResponder
 from .society import Society
 from .subscriptions import Subscriptions
 from .tasks import Keeper
-from .topology import Topology
+from .topology import Queue, Topology
 
 CLOSE_SECONDS = 4.0
+DEAD_TOGETHER, WORDS_TOGETHER = 16, 256  # of one transaction of a store; dead letters may be large
 
 
 class RabbitBroker:
@@ -88,6 +92,8 @@ class RabbitBroker:
         self._noting = Publisher(self._publish_link, self._control.repair)
         self._recording = Publisher(self._publish_link, self._control.repair)
         self._ledger = LedgerPost(self._recording, self._topology, self._counters)
+        self._returning = Publisher(self._publish_link, self._control.repair)
+        self._replaying = Replaying(self._returning, self._topology)
         self._society = Society(
             url,
             self._control,
@@ -152,7 +158,7 @@ class RabbitBroker:
                 await asyncio.gather(*closing, self._requests.close_responders(), return_exceptions=True)
                 # Nobody may be told that we are gone while we hold deliveries.
                 await self._society.aclose(reason)
-                publishers = (self._signals, self._copying, self._noting)
+                publishers = (self._signals, self._copying, self._noting, self._returning)
                 closing = [self._ledger.aclose(), *(publisher.aclose() for publisher in publishers)]
                 await asyncio.gather(*closing, self._requests.aclose(), return_exceptions=True)
         except TimeoutError:
@@ -223,7 +229,7 @@ class RabbitBroker:
         return await self._subscriptions.queues(timeout)
 
     async def dead_letters(self, limit: int, timeout: float) -> Sequence[StoredDeadLetter]:
-        """Return up to ``limit`` dead letters, oldest first."""
+        """Return up to ``limit`` dead letters, oldest first: those that no router has taken yet."""
         self._check_open()
         try:
             async with asyncio.timeout(timeout):
@@ -320,6 +326,40 @@ class RabbitBroker:
             drain_seconds,
             self._url.backoff_cap,
         )
+
+    # Dead letters, for a router
+
+    async def take_dead_letters(self, store: Callable[[Sequence[Arrived]], object]) -> None:
+        """Store the dead letters of all buses, oldest first, until this is cancelled. For ``store`` see `collect`."""
+        self._check_open()
+        keep = dead_letters(self._topology, store)
+        await self._drain(self._topology.dead_letters(), keep, DEAD_TOGETHER).run(self._counters)
+
+    async def take_words(self, store: Callable[[Sequence[bytes]], object], listening: asyncio.Event) -> None:
+        """Store what subscribers say of dead letters that were sent, until this is cancelled.
+
+        ``listening`` is set once nothing gets lost any more. For ``store`` see `collect`.
+        """
+        self._check_open()
+
+        def keep(messages: Sequence[Received]) -> object:
+            return store([message.body for message in messages])
+
+        await self._drain(self._topology.words(), keep, WORDS_TOGETHER, listening).run(self._counters)
+
+    async def return_dead_letters(
+        self, letters: Sequence[tuple[str, EncodedSignal]], timeout: float
+    ) -> Sequence[PublishOutcome]:
+        """Send dead letters back to their subscriptions, with the same ids, and to nobody else; see `Replaying.send`.
+
+        One try. What becomes of them is told to `take_words`, or comes to `take_dead_letters`.
+        """
+        self._check_open()
+        return await self._replaying.send(letters, timeout)
+
+    def _drain(self, queue: Queue, keep: Keep, together: int, drained: asyncio.Event | None = None) -> Drain:
+        link, cap = self._consume_link, self._url.backoff_cap
+        return Drain(link, queue, keep, together=together, backoff_cap=cap, drained=drained)
 
     # State
 

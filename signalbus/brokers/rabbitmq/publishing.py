@@ -50,6 +50,9 @@ _TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 _TAKEN = (PublishResult.CONFIRMED, PublishResult.RETURNED)
 
+#: Of those behind the last one that there was time for.
+UNSENT = PublishOutcome(PublishResult.REFUSED, "not sent: the broker answered too slowly, or was lost")
+
 Opened = Callable[[Channel], Awaitable[None]]
 
 
@@ -203,8 +206,7 @@ class Publisher:
         ]
         if self.refused is not None and any(item.result in _TAKEN for item in outcomes):
             self.refused = None
-        unsent = PublishOutcome(PublishResult.REFUSED, "not sent: the broker answered too slowly, or was lost")
-        return outcomes + [unsent] * (len(envelopes) - len(outcomes))
+        return outcomes + [UNSENT] * (len(envelopes) - len(outcomes))
 
     async def _publish_one(self, sender: Sender, envelope: Envelope, deadline: float, timeout: float) -> PublishOutcome:
         """Do for a single message what `publish` does for many, in half the time."""

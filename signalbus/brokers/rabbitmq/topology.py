@@ -43,6 +43,8 @@ REQUESTS_MILLISECONDS = 30_000
 #: Who is stopped does not read its inbox; the broker gives the session up soon, and drops what is older until then.
 INBOX_MESSAGES = 50_000
 INBOX_BYTES = 64 * 1024 * 1024
+#: Where routers are told: as if they were one session. Ids of sessions are never that short.
+ROUTERS = "router"
 #: Facts that wait for a router: half an hour of a busy bus, and no more than a broker can spare.
 LEDGER_BYTES = 256 * 1024 * 1024
 MAX_NAME_BYTES = 127  # the driver's limit for exchanges; queues' names are routing keys too
@@ -170,7 +172,7 @@ class Topology:
         return (
             Exchange(name=self.signals, kind="topic"),
             Exchange(name=self.dead, kind="fanout"),
-            Queue(name=self.dead, arguments=self._durable({"x-delivery-limit": PEEK_LIMIT})),
+            self.dead_letters(),
             Binding(queue=self.dead, exchange=self.dead),
             Exchange(name=self.lost, kind="fanout"),
             Queue(name=self.lost, arguments=self._durable({"x-message-ttl": LOST_MILLISECONDS})),
@@ -239,6 +241,19 @@ class Topology:
                 },
             ),
         )
+
+    def dead_letters(self) -> Queue:
+        """Return the queue of dead letters."""
+        return Queue(name=self.dead, arguments=self._durable({"x-delivery-limit": PEEK_LIMIT}))
+
+    def words(self) -> Queue:
+        """Return the queue in which routers hear what became of the dead letters that they sent.
+
+        It is the inbox of a session that there is not, so subscribers tell it as they tell any publisher. Durable, as
+        a replay outlives its router.
+        """
+        limits: dict[str, Argument] = {"x-max-length-bytes": INBOX_BYTES, "x-delivery-limit": PEEK_LIMIT}
+        return Queue(name=self.inbox(ROUTERS), arguments=self._durable(limits))
 
     def answering(self, session: str, info: str) -> Sequence[Binding]:
         """Return what makes a session answer roll calls. Its lease comes first: who is listed has to be alive."""

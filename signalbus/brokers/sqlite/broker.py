@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 from ...codec import EncodedSignal
 from ...config import SqliteUrl
+from ...deadletters.file import LetterFile
+from ...deadletters.model import DeadLetters
 from ...errors import BrokerError, BrokerUnavailable, BusClosed, ConfigError
 from ...ledger import Batch
 from ...patterns import parse
@@ -39,6 +41,7 @@ from .exchange import Exchange
 from .facts import Facts
 from .files import Files
 from .forks import guard
+from .letters import SqliteLetters
 from .operations import Declare, Delete, Look, Serve, Watch, WatchAll
 from .records import moment, pack
 from .responder import SqliteResponder
@@ -65,6 +68,7 @@ class SqliteBroker:
         self._database: Database | None = None
         self._audience: Audience | None = None
         self._host: Host | None = None
+        self._letters: set[SqliteLetters] = set()
         self._ending: asyncio.Task[None] | None = None
 
     # Opening and closing
@@ -120,6 +124,8 @@ class SqliteBroker:
         """See `Broker.aclose`. Bounded by about seven seconds."""
         if self._desk is not None and self._ending is None:
             self._desk.reason = reason
+            for letters in list(self._letters):
+                await letters.aclose()
         await self._close(_CLOSE_SECONDS)
 
     async def _close(self, patience: float) -> None:
@@ -258,6 +264,20 @@ class SqliteBroker:
         while left > 0 and left != before and time.monotonic() < deadline:
             before, left = left, await errands.ask(Look(errands.future(), deadline + timeout, file))
         return abs(left)  # after an error at least one
+
+    # Dead letters
+
+    async def letters(self, timeout: float) -> DeadLetters:
+        """Return the dead letters of this file, to be asked and closed; `aclose` closes them as well.
+
+        ``timeout``: seconds for each question. Raises `StorageError` or `BrokerUnavailable`.
+        """
+        errands, desk = self._opened(), self._desk
+        assert desk is not None
+        file = await asyncio.to_thread(LetterFile, self._files.path, read_only=True)
+        letters = SqliteLetters(errands, file, lambda: desk.info, self.append, timeout)
+        self._letters.add(letters)
+        return letters
 
     # Looks
 

@@ -20,7 +20,7 @@ from .claims import Batch, Claim, Claimant
 from .desk import Desk
 from .failures import explain
 from .operations import Append, Operation, Publish, Settle
-from .records import pack_history, seal
+from .records import Record, pack_history, seal
 from .registry import Registry
 
 _CLAIM_LIMIT = 1_000  # deliveries a subscription and transaction: bounds how long others wait for the lock
@@ -69,6 +69,12 @@ class Group:
         self._flush()
         return self._registry
 
+    @property
+    def connection(self) -> store.Connection:
+        """The connection, with what was collected so far in its tables."""
+        self._flush()
+        return self._connection
+
     def publish(self, operation: Publish) -> None:
         """Route signals and collect them for insertion."""
         if self._desk.short_of_space:
@@ -98,6 +104,16 @@ class Group:
         self.changes.next_seq = seq
         self.changes.written += operation.size + len(operation.records) * _ROW_BYTES
         operation.result = outcomes
+
+    def requeue(self, subscription: int, record: Record) -> int:
+        """Queue a signal for one subscription, whatever that matches; return the number of the new copy."""
+        _, head, body, checksum = record
+        seq = self.changes.next_seq
+        self.changes.next_seq += 1
+        self._values += (seq, 1, seal(checksum, seq, 1), head, body)
+        self._queued.setdefault(subscription, []).append(seq)
+        self.changes.written += len(head) + len(body) + _ROW_BYTES
+        return seq
 
     def settle(self, operation: Settle) -> None:
         """Settle a delivery, if it is still ours; acks are collected."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from ...delivery import DeadReason
+from ...deadletters.death import Death
+from ...deadletters.queries import reason_of
 from ..ages import published_at
 from ..base import QueueInfo, StoredDeadLetter
 from . import store
@@ -29,46 +30,42 @@ def queues(connection: store.Connection) -> list[QueueInfo]:
 
 
 def dead_letters(connection: store.Connection, limit: int) -> list[StoredDeadLetter]:
-    """Return the oldest dead letters; of a damaged one, what is left."""
-    return [_dead_letter(row) for row in store.dead_letters(connection, limit)]
+    """Return what is dead, the oldest first; of a damaged one, what is left."""
+    return [_stored(death(row)) for row in store.dead_letters(connection, limit)]
 
 
-def _dead_letter(row: tuple[object, ...]) -> StoredDeadLetter:
-    (
-        position,
-        subscription,
-        signal,
-        fanout,
-        checksum,
-        head,
-        body,
-        reason,
-        detail,
-        attempt,
-        crashes,
-        at,
-        history,
-    ) = row
+def death(row: store.DeadRow) -> Death:
+    """Return a row of dead letters as a value."""
+    position, subscription, signal, fanout, checksum, head, body, reason, detail, attempt, crashes, at, history = row
     encoded, malformed = unpack(_number(signal, 0), fanout, checksum, head, body)
-    return StoredDeadLetter(
-        position=_number(position, 0),
+    return Death(
+        position=position,
         subscription=str(subscription),
-        signal=encoded,
-        reason=_reason(reason),
+        content=encoded,
+        reason=reason_of(str(reason)),
         detail=f"{detail} [{malformed}]" if malformed and malformed not in str(detail) else str(detail),
         attempt=_number(attempt, 1),
         crashes=_number(crashes, 0),
-        at=moment(at),
+        at=moment(at).timestamp(),
         history=unpack_history(history),
+        copy=_number(signal, 0),
+        damaged=malformed is not None,
+    )
+
+
+def _stored(found: Death) -> StoredDeadLetter:
+    return StoredDeadLetter(
+        position=found.position,
+        subscription=found.subscription,
+        signal=found.content,
+        reason=found.reason,
+        detail=found.detail,
+        attempt=found.attempt,
+        crashes=found.crashes,
+        at=moment(found.at),
+        history=found.history,
     )
 
 
 def _number(stored: object, otherwise: int) -> int:
     return stored if isinstance(stored, int) else otherwise
-
-
-def _reason(stored: object) -> DeadReason:
-    try:
-        return DeadReason(str(stored))
-    except ValueError:
-        return DeadReason.BROKER  # written by another version, or damaged

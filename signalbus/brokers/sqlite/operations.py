@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from ...delivery import Settlement
-from ...errors import BrokerUnavailable, SignalBusError
+from ...errors import Backpressure, BrokerUnavailable, SignalBusError
 from ...ledger import Batch
 from ..base import PublishOutcome, PublishResult, SubscriptionSpec
 from .claims import Claim, Claimant
@@ -298,6 +298,25 @@ class Dismiss(Operation[None]):
 
     def apply(self, group: Group) -> None:
         group.registry.dismiss(self.duty)
+
+
+class Change(Operation[T]):
+    """Change something else in the group's transaction. ``change`` may raise `Backpressure` before it changes anything.
+
+    It may be called again, if the transaction failed.
+    """
+
+    __slots__ = ("change",)
+
+    def __init__(self, future: asyncio.Future[T], deadline: float, change: Callable[[Group], T]) -> None:
+        super().__init__(future, deadline)
+        self.change = change
+
+    def apply(self, group: Group) -> None:
+        try:
+            self.result = self.change(group)
+        except Backpressure as error:
+            self.error = error
 
 
 class Look(Operation[T]):

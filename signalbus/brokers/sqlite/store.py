@@ -14,7 +14,12 @@ from collections.abc import Iterable, Sequence
 Connection = sqlite3.Connection
 # (signal, attempt, crashes, history, fanout, checksum, head, body), as found: damaged values have any type
 ClaimedRow = tuple[int, object, object, object, object, object, object, object]
+# The columns of `DEATH_COLUMNS`, as found.
+DeadRow = tuple[int, object, object, object, object, object, object, object, object, object, object, object, object]
 
+DEATH_COLUMNS = (
+    "position, subscription, signal, fanout, checksum, head, body, reason, detail, attempt, crashes, at, history"
+)
 _ROWS_PER_INSERT = 32  # beyond that, preparing and binding costs as much as it saves
 
 
@@ -233,11 +238,11 @@ def bury(
     drop_claims(connection, subscription, listed([signal]))
 
 
-def dead_letters(connection: Connection, limit: int) -> list[tuple[object, ...]]:
-    """Return the oldest dead letters."""
+def dead_letters(connection: Connection, limit: int) -> list[DeadRow]:
+    """Return the oldest contents of what is dead; not of what was replayed or discarded."""
     return connection.execute(
-        "SELECT position, subscription, signal, fanout, checksum, head, body, reason, detail, attempt, crashes, at,"
-        " history FROM dead_letters ORDER BY position LIMIT ?",
+        f"SELECT {DEATH_COLUMNS} FROM dead_letters WHERE NOT EXISTS"  # noqa: S608
+        " (SELECT 1 FROM letters WHERE content = position AND state <> 'dead') ORDER BY position LIMIT ?",
         (limit,),
     ).fetchall()
 

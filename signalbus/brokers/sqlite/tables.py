@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ...deadletters import schema as deadletters
 from ...trace import schema as ledger
 from . import spool
 
-VERSION = 2
+VERSION = 3
 
 # A delivery's state is the table it is in: claiming and settling then touch two small B-trees and no index.
 # Bodies are stored once; `fanout` counts the deliveries left of a signal that went to several subscriptions.
@@ -65,14 +66,6 @@ CREATE TABLE delayed (
     PRIMARY KEY (subscription, signal)
 ) WITHOUT ROWID;
 CREATE INDEX delayed_due ON delayed (subscription, due);
-CREATE TABLE dead_letters (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
-    subscription TEXT NOT NULL,
-    signal INTEGER NOT NULL, fanout INTEGER, checksum INTEGER, head BLOB, body BLOB,
-    reason TEXT NOT NULL, detail TEXT NOT NULL,
-    attempt INTEGER NOT NULL, crashes INTEGER NOT NULL,
-    at REAL NOT NULL, history BLOB
-);
 CREATE TABLE purges (
     subscription INTEGER PRIMARY KEY  -- deleted, its deliveries are still being removed
 );
@@ -94,6 +87,7 @@ CREATE TABLE responders (
     type TEXT NOT NULL, session INTEGER NOT NULL, count INTEGER NOT NULL,
     PRIMARY KEY (type, session)
 ) WITHOUT ROWID"""
+_DEAD_LETTERS = deadletters.statements()
 _LEDGER = (*ledger.statements(), spool.TABLE)
 # From the version before to each version. Only additions: processes that still run the version before go on.
 MIGRATIONS = {
@@ -105,10 +99,11 @@ MIGRATIONS = {
         _RESPONDERS,
         *_LEDGER,
     ),
+    3: tuple(_DEAD_LETTERS),
 }
 
 
 def statements() -> list[str]:
     """Return what makes the newest version in an empty file."""
     made = (statement for statement in TABLES.split(";\n") if statement.strip())
-    return [*made, _DEPARTURES, _RESPONDERS, *_LEDGER]
+    return [*made, deadletters.CONTENTS, _DEPARTURES, _RESPONDERS, *_LEDGER, *_DEAD_LETTERS]

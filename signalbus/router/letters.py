@@ -1,0 +1,191 @@
+"""The dead letters of a bus on RabbitMQ, kept by its router, in the file of its ledger.
+
+Whoever may open the file can ask and decide; the router, which runs the `children`, takes dead letters in and sends
+replays. Both survive its death: dead letters are acknowledged once they are stored, and what waits is sent later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from ..brokers.base import PublishOutcome
+from ..brokers.rabbitmq.broker import RabbitBroker
+from ..brokers.rabbitmq.draining import Arrived
+from ..brokers.sqlite.letters import whole
+from ..children import ChildSpec
+from ..deadletters import queries, schema, transitions
+from ..deadletters.file import LetterFile
+from ..deadletters.keeper import Keeper, Order, Question
+from ..deadletters.model import DEFAULT_RATE, Letter, LetterQuery, Replay
+from ..deadletters.pace import pace_of
+from ..deadletters.sender import send_all
+from ..deadletters.transitions import Claim
+from ..errors import BrokerError, BusClosed, StorageError
+from ..ledger import Batch, Origin, Replayed
+from ..ledger.facts import to_row
+from ..signals import new_id
+from . import graves
+from .graves import Sending
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.5  # between looks at what others claimed
+SEND_SECONDS = 10.0  # for the answer to what was sent
+NAME = "router"
+
+
+class RouterLetters(Keeper):
+    """See `DeadLetters`, and the module. Replays are sent by the router: elsewhere they only begin here."""
+
+    def __init__(self, broker: RabbitBroker, path: Path) -> None:
+        """Open a router's file, and make the tables unless they are there; this blocks.
+
+        Raises `StorageError`, or `ConfigError` for tables of a newer version.
+        """
+        self._broker = broker
+        self._file = LetterFile(path)
+        try:
+            self._file.write(schema.prepare)
+        except BaseException:
+            self._file.close()
+            raise
+        self._claimed = asyncio.Event()
+        self._listening = asyncio.Event()
+        self._closed = False
+
+    def children(self) -> Sequence[ChildSpec]:
+        """Return what a router runs under its supervisor, with its broker open."""
+        return (
+            ChildSpec(name="dead letters", start=self.take_in),
+            ChildSpec(name="ends of replays", start=self.listen),
+            ChildSpec(name="replays", start=self.send),
+        )
+
+    async def get(self, letter: str) -> Letter | None:
+        """See `DeadLetters.get`."""
+        return await self._ask(partial(whole, letter=letter))
+
+    async def replay(self, query: LetterQuery, *, by: str, rate: float = DEFAULT_RATE) -> Replay:
+        """See `DeadLetters.replay`."""
+        pace_of(rate)
+        replay = new_id()
+
+        def claim(connection: sqlite3.Connection, now: float) -> Replay | None:
+            transitions.claim(connection, query, Claim(id=replay, by=by, at=now, rate=rate))
+            return queries.progress(connection, replay)
+
+        begun = await self._order(claim)
+        self._claimed.set()
+        if begun is None:
+            raise StorageError(f"replay {replay} is not in {self._file.path}, though it was stored; check the disk")
+        return begun
+
+    async def aclose(self) -> None:
+        """See `DeadLetters.aclose`; what waits goes on waiting, for the router."""
+        self._closed = True
+        await asyncio.to_thread(self._file.close)
+
+    # What the router runs
+
+    async def take_in(self) -> None:
+        """Store the dead letters of all buses, until cancelled."""
+
+        def store(arrived: Sequence[Arrived]) -> object:
+            return self._file.write(lambda connection: graves.bury(connection, arrived, time.time()))
+
+        await self._broker.take_dead_letters(store)
+
+    async def listen(self) -> None:
+        """Store what becomes of replays, until cancelled."""
+
+        def store(words: Sequence[bytes]) -> object:
+            if senseless := self._file.write(lambda connection: graves.hear(connection, words, time.time())):
+                log.warning("%d messages about replays could not be read", senseless)
+            return None
+
+        await self._broker.take_words(store, self._listening)
+
+    async def send(self) -> None:
+        """Send what replays have claimed, here or elsewhere, now or before we were started, until cancelled."""
+        await self._listening.wait()  # or the first words would be lost
+        await self._order(lambda connection, _: transitions.dropped(connection))
+        running: dict[str, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._claimed.clear()
+                for replay, rate in await self._unfinished():
+                    if replay not in running or running[replay].done():
+                        running[replay] = tasks.create_task(self._send_all(replay, rate), name=f"replay {replay}")
+                running = {replay: task for replay, task in running.items() if not task.done()}
+                await self._wait_claimed()
+
+    async def _send_all(self, replay: str, rate: float) -> None:
+        recorder = f"replay {replay} {uuid.uuid4().hex[:8]}"
+        told = 0
+
+        async def send(replay: str, limit: int) -> int:
+            nonlocal told
+            looked, sending = await self._order(lambda connection, now: graves.take_up(connection, replay, limit, now))
+            if sending:
+                outcomes = await self._return(sending)
+                facts = await self._order(lambda connection, now: graves.note(connection, sending, outcomes, now))
+                self._tell(recorder, told + 1, facts)
+                told += len(facts)
+            return looked
+
+        await send_all(replay, rate, send)
+
+    async def _return(self, sending: Sequence[Sending]) -> Sequence[PublishOutcome]:
+        letters = [(each.subscription, each.signal) for each in sending]
+        try:
+            return await self._broker.return_dead_letters(letters, SEND_SECONDS)
+        except BrokerError:
+            numbers = [each.number for each in sending]
+            await self._order(lambda connection, _: transitions.laid_down(connection, numbers))
+            raise
+
+    def _tell(self, recorder: str, first: int, facts: Sequence[Replayed]) -> None:
+        if facts:
+            now = time.time()
+            origin = Origin(recorder=recorder, session=NAME, name=NAME, host=socket.gethostname(), pid=os.getpid())
+            self._broker.append([Batch(origin=origin, first=first, rows=[to_row(now, fact) for fact in facts])])
+
+    async def _unfinished(self) -> Sequence[tuple[str, float]]:
+        try:
+            return await self._ask(queries.unfinished)
+        except BrokerError as error:
+            log.warning("replays wait, as the store has trouble: %s", error)
+            return ()
+
+    async def _wait_claimed(self) -> None:
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._claimed.wait()
+        except TimeoutError:
+            pass  # another process may have claimed something
+
+    # The file
+
+    async def _ask(self, question: Question[T]) -> T:
+        self._check()
+        return await asyncio.to_thread(self._file.read, question)
+
+    async def _order(self, order: Order[T]) -> T:
+        self._check()
+        return await asyncio.to_thread(self._file.write, lambda connection: order(connection, time.time()))
+
+    def _check(self) -> None:
+        if self._closed:
+            raise BusClosed("these dead letters are closed; open the file again")

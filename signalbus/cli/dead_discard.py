@@ -35,7 +35,7 @@ def dead_discard(
         async with keeper(options, router) as letters:
             query, count = await chosen(letters, ids, which, frozenset({LetterState.DEAD}))
             if not dry_run:
-                if len(ids) != count or count > 1:
+                if count > 1 or (count and not ids):
                     confirm(f"Discard {letters_word(count)}?", options)
                 count = await letters.discard(query, by=asked_by(), note=note)
         if count == 0 and not dry_run:

@@ -58,7 +58,7 @@ def dead_replay(
             if dry_run:
                 _tell_dry(count, output, as_json=options.json)
                 return Exit.OK
-            if len(ids) != count or count > 1:
+            if count > 1 or (count and not ids):
                 confirm(f"Replay {letters_word(count)} at up to {rate:g} a second?", options)
             begun = await letters.replay(query, by=asked_by(), rate=rate)
             if begun.total == 0:
@@ -91,7 +91,7 @@ async def _wait(letters: DeadLetters, begun: Replay, output: Output, options: Op
 
 def _nothing(replay: Replay) -> str:
     if replay.taken:
-        return f"already replaying: {letters_word(replay.taken)} belong to another replay"
+        return f"already replaying: {letters_word(replay.taken)}"
     return "nothing to replay: none that fits is dead now"
 
 

@@ -42,7 +42,7 @@ def dead_restore(
         async with keeper(options, router) as letters:
             query, count = await chosen(letters, ids, which, frozenset({state}))
             if not dry_run:
-                if len(ids) != count or count > 1:
+                if count > 1 or (count and not ids):
                     confirm(f"Restore {letters_word(count)}?", options)
                 count = await letters.restore(query, by=asked_by())
         if count == 0 and not dry_run:

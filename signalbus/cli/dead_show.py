@@ -121,7 +121,8 @@ def _lines(letter: Letter) -> Iterator[str]:
     yield f"  payload       {_payload(letter.content)}"
     yield ""
     for failure in letter.history:
-        yield f"attempt {failure.attempt}  {clock(failure.at.timestamp(), date=True)}  session {escape(failure.session)}"
+        at = clock(failure.at.timestamp(), date=True)
+        yield f"attempt {failure.attempt}  {at}  session {escape(failure.session)}"
         yield f"  {escape(failure.error)}: {escape(failure.message)}"
         for line in failure.traceback.splitlines():
             yield f"    {escape(line)}"

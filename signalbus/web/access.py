@@ -116,12 +116,12 @@ def split_address(listen: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
         host, port = text, "8642"
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or any(char in host for char in "/@[]? "):
+    name = host.removeprefix("[").removesuffix("]")
+    bare = ":" in name and not host.startswith("[")  # whose port that is, nobody can tell
+    wrong = not name or bare or any(char in name for char in "/@[]? ")
+    if wrong or not port.isascii() or not port.isdigit() or (":" in name and _address(name) is None):
         raise ConfigError(f"{listen[:80]!a} is no address to listen on; write 127.0.0.1:8642 or [::1]:8642")
-    if ":" in host and _address(host) is None:
-        raise ConfigError(f"{listen[:80]!a} is no address to listen on; write an IPv6 address as [::1]:8642")
-    return host, int(port)
+    return name, int(port)
 
 
 def _from_file(path: Path) -> str:

@@ -20,7 +20,9 @@ class Failures:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
+        """Serve a request; nothing but HTTP is served."""
+        if scope["type"] != "http":
+            raise ValueError(f"{scope['type']} is not served")
         started = False
 
         async def watched(message: Message) -> None:

@@ -19,8 +19,8 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
 }
+NO_STORE = "no-store"  # unless what answers knows better: files of the package never change
 
 
 class SecurityHeaders:
@@ -36,6 +36,7 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY_HEADERS)
+                headers.setdefault("cache-control", NO_STORE)
                 headers["date"] = formatdate(usegmt=True)
             await send(message)
 

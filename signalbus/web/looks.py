@@ -12,9 +12,10 @@ from typing import Generic, TypeVar
 
 from ..brokers.base import QueueInfo, SessionStatus
 from ..deadletters import LetterGroup, LetterQuery, LetterState
-from ..errors import BrokerError
+from ..errors import BrokerError, SignalBusError
 from ..inspection import Inspection
 from ..trace.listing import StoreStats
+from .rates import Tally
 
 T = TypeVar("T")
 
@@ -36,17 +37,17 @@ class Look(Generic[T]):
         self._clock = clock
         self._lock = asyncio.Lock()
         self._good_until = -1.0
-        self._answer: T | BrokerError | None = None
+        self._answer: T | SignalBusError | None = None
 
     async def __call__(self) -> T:
-        """Return the answer. Raises `BrokerError`."""
+        """Return the answer. Raises what the one who asked got: a `BrokerError` mostly."""
         async with self._lock:
             if self._answer is None or self._clock() >= self._good_until:
                 await self._renew()
             answer = self._answer
         assert answer is not None
-        if isinstance(answer, BrokerError):
-            raise answer
+        if isinstance(answer, SignalBusError):
+            raise answer.with_traceback(None)  # or it would grow with everybody who gets it
         return answer
 
     async def _renew(self) -> None:
@@ -54,8 +55,8 @@ class Look(Generic[T]):
         try:
             async with asyncio.timeout(DEADLINE):
                 self._answer = await self._ask()
-        except BrokerError as error:
-            self._answer = error.with_traceback(None)
+        except SignalBusError as error:
+            self._answer = error
         except TimeoutError:
             self._answer = BrokerError(f"no answer within {DEADLINE:g} s")
         now = self._clock()
@@ -66,10 +67,16 @@ class Looks:
     """The looks at one inspection."""
 
     def __init__(self, inspection: Inspection) -> None:
-        bus = inspection.bus
+        bus = self._bus = inspection.bus
+        self.tally = Tally()  # of what sessions said, at each look at them
         self.queues: Look[Sequence[QueueInfo]] = Look(lambda: bus.broker.queues(DEADLINE), SECONDS)
-        self.sessions: Look[Sequence[SessionStatus]] = Look(lambda: bus.broker.sessions(DEADLINE), SECONDS)
+        self.sessions: Look[Sequence[SessionStatus]] = Look(self._sessions, SECONDS)
         self.store: Look[StoreStats] = Look(inspection.traces.stats, SECONDS)
         self.groups: Look[Sequence[LetterGroup]] = Look(
             lambda: inspection.letters.groups(LetterQuery(states=ALL_STATES)), GROUPS_SECONDS
         )
+
+    async def _sessions(self) -> Sequence[SessionStatus]:
+        found = await self._bus.broker.sessions(DEADLINE)
+        self.tally.look(found, time.monotonic())
+        return found

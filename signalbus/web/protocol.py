@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from .headers import SECURITY_HEADERS
+from .headers import NO_STORE, SECURITY_HEADERS
 from .problems import Problem
 from .values import written
 
@@ -190,7 +190,12 @@ class DeadlineProtocol(H11Protocol):
 
     def _refuse(self, status: int, error: str, advice: str) -> None:
         body = written(Problem(status=status, error=error, advice=advice).fields())
-        headers = {**SECURITY_HEADERS, "content-type": "application/json", "content-length": str(len(body))}
+        headers = {
+            **SECURITY_HEADERS,
+            "cache-control": NO_STORE,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+        }
         lines = [f"{name}: {value}\r\n" for name, value in {**headers, "connection": "close"}.items()]
         self.transport.write(f"HTTP/1.1 {status} {_PHRASES[status]}\r\n{''.join(lines)}\r\n".encode() + body)
 

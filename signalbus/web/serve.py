@@ -24,13 +24,13 @@ DEFAULT_LIMITS = Limits()
 class WebServer:
     """Serves an application. `serve` is for a `ChildSpec`, with `ready`; it may be run again after its end.
 
-    ``port``: the one that it listens on; another one than asked for if that was 0.
+    ``app`` is what it serves, ``port`` the one that it listens on; another one than asked for if that was 0.
     """
 
     def __init__(self, app: Starlette, access: Access, limits: Limits = DEFAULT_LIMITS) -> None:
         self.ready = asyncio.Event()
         self.port = access.port
-        self._app = app
+        self.app = app
         self._access = access
         self._limits = limits
 
@@ -45,11 +45,11 @@ class WebServer:
 
         Raises `ConfigError` if it cannot listen there.
         """
-        closing = closing_of(self._app)
+        closing = closing_of(self.app)
         closing.clear()
         listening = await asyncio.to_thread(_bound, self._access)
         self.port = listening.getsockname()[1]
-        server = _Server(Config(self._app, self._limits), self.ready)
+        server = _Server(Config(self.app, self._limits), self.ready)
         running = asyncio.create_task(server.serve(sockets=[listening]), name="web/server")
         try:
             await asyncio.shield(running)

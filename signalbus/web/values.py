@@ -15,8 +15,7 @@ from pydantic import ConfigDict, TypeAdapter
 from ..brokers.base import QueueInfo
 from ..deadletters import AuditEntry, Letter, LetterGroup, LetterPage, LetterSummary, Replay
 from ..escapes import escape_json
-from ..liveness import SubscriptionStatus
-from ..sessions import SessionInfo
+from ..liveness import SubscriberSession, SubscriptionStatus
 from ..trace.listing import Candidate
 
 T = TypeVar("T")
@@ -70,5 +69,5 @@ LETTER_PAGE = Shape(TypeAdapter(tuple[LetterPage], config=WIRE))
 QUEUES = Shape(TypeAdapter(tuple[Sequence[QueueInfo]], config=WIRE))
 REPLAY = Shape(TypeAdapter(tuple[Replay], config=WIRE))
 REPLAYS = Shape(TypeAdapter(tuple[Sequence[Replay]], config=WIRE))
-SESSIONS = Shape(TypeAdapter(tuple[Sequence[SessionInfo]], config=WIRE))
+SESSIONS = Shape(TypeAdapter(tuple[Sequence[SubscriberSession]], config=WIRE))
 SUBSCRIBERS = Shape(TypeAdapter(tuple[Sequence[SubscriptionStatus]], config=WIRE))

@@ -33,7 +33,7 @@ async def shown(here: World, signal: str) -> Answer:
     """Return the trace of a signal once all of it is known: facts come a moment later."""
 
     async with asyncio.timeout(DEADLINE):
-        while b'"summary":"1 acked"' not in (answer := await get(here.port, f"/api/v1/traces/{signal}")).body:
+        while b'"summary":"1 acked"' not in (answer := await get(here.port, f"/api/v1/traces/{signal}")).body:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return answer
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from starlette.routing import BaseRoute
 
@@ -17,6 +18,7 @@ from signalbus.trace.reader import TraceReader
 from signalbus.trace.store import TraceStore
 from signalbus.web.access import Access
 from signalbus.web.app import create_app
+from signalbus.web.events import Rhythm
 from signalbus.web.protocol import Limits
 from signalbus.web.serve import WebServer
 from tests.web.fakes import FakeLetters
@@ -26,6 +28,13 @@ TOKEN = "correct-horse-battery-staple"
 GUARDED = Access(port=0, token=TOKEN)
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 DEADLINE = 10.0
+
+
+class AppOptions(TypedDict, total=False):
+    """What an application may be told beside."""
+
+    rhythm: Rhythm
+    crowd: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +61,7 @@ async def world(
     limits: Limits | None = None,
     pages: Sequence[BaseRoute] = (),
     store: TraceStore | None = None,
+    **options: Unpack[AppOptions],
 ) -> AsyncGenerator[World]:
     """Yield a bus and a server that looks at it. ``store``: traces of another store."""
     troubles: list[str] = []
@@ -60,7 +70,7 @@ async def world(
         assert isinstance(bus.broker, SqliteBroker)
         async with TraceReader(store) if store else await bus.broker.traces(5.0) as traces:
             inspection = Inspection(bus=bus, traces=traces, letters=keeper, troubles=lambda: troubles)
-            server = WebServer(create_app(inspection, access, pages), access, limits or Limits())
+            server = WebServer(create_app(inspection, access, pages, **options), access, limits or Limits())
             async with serving(server):
                 yield World(bus=bus, letters=keeper, server=server, troubles=troubles)
 

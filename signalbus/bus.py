@@ -109,7 +109,14 @@ class Bus:
         self._subscriptions: dict[str, Subscription[..., object]] = {}
         self._responders: Services[RespondingService] = Services()
         self._supervisor = Supervisor(self.settings.name, self._escalate)
-        self._member = Member(self.settings.name, self._broker, self._services, self._responders, self._recorder)
+        self._member = Member(
+            self.settings.name,
+            self._broker,
+            self._services,
+            self._responders,
+            self._recorder,
+            self._publisher.stats,
+        )
         self._surroundings: Surroundings | None = None  # while open
         self._closing: asyncio.Task[None] | None = None
         self._owner: asyncio.Task[object] | None = None

@@ -15,6 +15,7 @@ from .acknowledgements import Acknowledgements
 from .brokers.base import Broker
 from .delivery import Settlement
 from .ledger import Recorder
+from .publisher import PublisherStats
 from .responder import RespondingService
 from .services import Services
 from .sessions import SessionInfo, SessionReport, encode_report
@@ -34,12 +35,14 @@ class Member:
         subscriptions: Services[SubscriptionService],
         responders: Services[RespondingService],
         recorder: Recorder,
+        publisher: PublisherStats,
     ) -> None:
         self.acknowledgements = Acknowledgements(broker.send)
         self._name = name
         self._subscriptions = subscriptions
         self._responders = responders
         self._recorder = recorder
+        self._publisher = publisher
         self._session: SessionInfo | None = None
 
     @property
@@ -82,6 +85,7 @@ class Member:
             SessionReport(
                 subscriptions=tuple(report for report in subscriptions if report is not None),
                 responders=tuple(service.report() for _, service in self._responders.items()),
+                published=self._publisher.published,
             )
         )
 

@@ -64,6 +64,7 @@ class ServiceReport:
 
     ``in_flight``: handlers that run. ``waiting``: deliveries in hand for which none runs yet. ``stuck_seconds``: since
     it last settled anything while it held something. ``usual_seconds``: what its handler takes on average.
+    ``received``, ``acked`` and ``failed`` (retried, or dead) count deliveries since the bus was opened.
     """
 
     name: str
@@ -73,14 +74,18 @@ class ServiceReport:
     stuck_seconds: float = 0.0
     usual_seconds: float = 0.0
     last_error: str = ""
+    received: int = 0
+    acked: int = 0
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionReport:
-    """What a session says of itself."""
+    """What a session says of itself. ``published`` counts signals since the bus was created."""
 
     subscriptions: tuple[ServiceReport, ...] = ()
     responders: tuple[ServiceReport, ...] = ()
+    published: int = 0
 
     @property
     def in_flight(self) -> int:
@@ -102,9 +107,11 @@ def decode_report(encoded: bytes) -> SessionReport:
     """Return a report that travelled; an empty one if it cannot be read (another version's)."""
     try:
         fields = cast("Mapping[str, list[Mapping[str, object]]]", orjson.loads(encoded))
+        published = cast("object", fields.get("published"))
         return SessionReport(
             subscriptions=tuple(_service(service) for service in fields["subscriptions"]),
             responders=tuple(_service(service) for service in fields["responders"]),
+            published=published if isinstance(published, int) else 0,  # older ones do not say
         )
     except (ValueError, TypeError, KeyError):
         return SessionReport()

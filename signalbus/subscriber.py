@@ -206,6 +206,9 @@ class Subscriber:
             stuck_seconds=asyncio.get_running_loop().time() - self._progress if holds else 0.0,
             usual_seconds=self._usual,
             last_error=self.stats.last_error,
+            received=self.stats.received,
+            acked=self.stats.acked,
+            failed=self.stats.retried + self.stats.dead,
         )
 
     async def serve(self, timeout: float) -> None:

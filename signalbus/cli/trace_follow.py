@@ -14,11 +14,11 @@ from ..escapes import escape
 from ..trace.listing import Listed, Query
 from ..trace.reader import TraceReader
 from ..trace.rendering import clock
+from ..trace.rendering_json import listed_fields
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options
 from .output import Output, log_to_stderr
-from .trace_list import fields_of
 from .traces import NO_FILTERS, Filters, StoreOption, inspection
 
 EXAMPLES = """Examples:
@@ -101,7 +101,7 @@ class _Following:
         if len(self._shown) > REMEMBERED:
             self._shown.popitem(last=False)
         if self._as_json:
-            self.output.json(**fields_of(listed))
+            self.output.json(**listed_fields(listed))
             return
         mark = "✗ " if listed.failed else ""
         parts = (clock(listed.at), signal.type, signal.id, f"from {signal.source}", f"{mark}{signal.summary}")

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from ..escapes import escape
 from ..trace.listing import Listed, Page
-from ..trace.rendering import clock, moment
-from ..trace.rendering_json import signal_fields
+from ..trace.rendering import clock
+from ..trace.rendering_json import listed_fields
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options
@@ -54,15 +54,9 @@ def trace_list(
     return run_interruptible(show)
 
 
-def fields_of(listed: Listed) -> dict[str, object]:
-    """Return a listed signal as JSON data."""
-    at = moment(listed.at)
-    return {"at": at and at.isoformat().replace("+00:00", "Z"), "failed": listed.failed, **signal_fields(listed.signal)}
-
-
 def _show(page: Page, output: Output, *, as_json: bool) -> None:
     if as_json:
-        output.json(signals=[fields_of(listed) for listed in page.signals], complete=page.complete)
+        output.json(signals=[listed_fields(listed) for listed in page.signals], complete=page.complete)
         return
     if not page.signals:
         output.note("signalbus: no signal fits")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from ..ledger import Fact
 from .listing import Candidate, Page, Query, StoreStats
 from .model import Trace
 from .store import TraceStore
@@ -48,9 +49,14 @@ class TraceReader:
 
     async def trace(self, signal: str) -> Trace:
         """Return a signal with everything it caused; what is not known of it is empty."""
+        return build(signal, await self.facts(signal))
+
+    async def facts(self, signal: str) -> list[Fact]:
+        """Return what a trace is made of: facts of a signal, of what it caused, and of the sessions that had it."""
         self.behind = await self._catch_up()
-        return build(signal, await asyncio.to_thread(self._store.trace_facts, signal))
+        return await asyncio.to_thread(self._store.trace_facts, signal)
 
     async def stats(self) -> StoreStats:
         """Return how much is stored."""
+        self.behind = await self._catch_up()
         return await asyncio.to_thread(self._store.stats)

@@ -31,6 +31,7 @@ from typing import cast
 import pydantic_core
 
 from ..ledger import Origin
+from .listing import Listed
 from .model import Attempt, Delivery, Reply, SignalTrace, Trace
 from .rendering import moment
 
@@ -78,6 +79,11 @@ def signal_fields(signal: SignalTrace) -> dict[str, object]:
         "reply": _reply(signal.reply) if signal.reply else None,
         "children": [signal_fields(child) for child in signal.children],
     }
+
+
+def listed_fields(listed: Listed) -> dict[str, object]:
+    """Return the members of a signal in a list."""
+    return {"at": _time(listed.at), "failed": listed.failed, **signal_fields(listed.signal)}
 
 
 def _delivery(delivery: Delivery) -> dict[str, object]:

@@ -13,7 +13,7 @@ import pytest
 from signalbus import Bus, Reject
 from signalbus.cli.failures import CommandError
 from signalbus.cli.moments import read_moment
-from signalbus.cli.trace_explain import mismatch
+from signalbus.explanation import mismatch
 from tests.cli.program import Json, environment, running, signalbus
 from tests.support import eventually_sync
 

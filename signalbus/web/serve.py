@@ -1,0 +1,113 @@
+"""Listening: the application on an address, as a child of a supervisor. Signals belong to whoever runs us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Generator
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ..errors import ConfigError, NotPermitted
+from .access import Access
+from .closing import closing_of
+from .protocol import Config, Limits
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LIMITS = Limits()
+
+
+class WebServer:
+    """Serves an application. `serve` is for a `ChildSpec`, with `ready`; it may be run again after its end.
+
+    ``app`` is what it serves, ``port`` the one that it listens on; another one than asked for if that was 0.
+    """
+
+    def __init__(self, app: Starlette, access: Access, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.ready = asyncio.Event()
+        self.port = access.port
+        self.app = app
+        self._access = access
+        self._limits = limits
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        host = f"[{self._access.host}]" if ":" in self._access.host else self._access.host
+        return f"http://{host}:{self.port}"
+
+    async def serve(self) -> None:
+        """Listen until cancelled; then end streams, and let requests end within ``drain_seconds``.
+
+        Raises `ConfigError` if it cannot listen there.
+        """
+        closing = closing_of(self.app)
+        closing.clear()
+        listening = await asyncio.to_thread(_bound, self._access)
+        self.port = listening.getsockname()[1]
+        server = _Server(Config(self.app, self._limits), self.ready)
+        running = asyncio.create_task(server.serve(sockets=[listening]), name="web/server")
+        try:
+            await asyncio.shield(running)
+        finally:
+            self.ready.clear()
+            closing.set()
+            await _ended(server, running)
+            listening.close()
+
+
+class _Server(uvicorn.Server):
+    """Without its signal handlers, and without looking ten times a second whether it is to stop."""
+
+    def __init__(self, config: Config, ready: asyncio.Event) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+        self._ready = ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def main_loop(self) -> None:
+        self._ready.set()
+        await self.stop.wait()
+
+
+async def _ended(server: _Server, running: asyncio.Task[None]) -> None:
+    """Stop in order; cut what does not end."""
+    server.stop.set()
+    await asyncio.wait([running])  # bounded by `drain_seconds`
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    if late := set(server.server_state.tasks):
+        for task in late:
+            task.cancel()
+        await asyncio.wait(late, timeout=1.0)
+    if not running.cancelled() and (error := running.exception()) is not None:
+        raise error
+
+
+def _bound(access: Access) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            access.host, access.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {access.host}: {error}") from error
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setblocking(False)
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        kind_of = NotPermitted if isinstance(error, PermissionError) else ConfigError
+        raise kind_of(
+            f"cannot listen on {access.host}:{access.port}: {error.strerror}; "
+            "name another port, or end the program that has it"
+        ) from error
+    return listening

@@ -22,8 +22,6 @@ from signalbus.deadletters.model import DEFAULT_RATE
 from signalbus.delivery import DeadReason, Failure
 from signalbus.patterns import parse
 
-NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
-
 
 def letter(
     number: int = 1,
@@ -41,13 +39,14 @@ def letter(
     """Return a dead letter; ``text`` goes into every place that takes text from outside."""
     signal = f"01929f00-0000-7000-8000-{number:012d}{text}"
     died = datetime.now(UTC) - timedelta(seconds=number)
+    last = f"{error}: {detail}{text}"
     failure = Failure(
         attempt=5,
         error=error + text,
         message=detail + text,
         at=died,
         session="s-1" + text,
-        traceback=f'Traceback (most recent call last):\n  File "billing.py", line 12, in charge\n{error}: {detail}{text}',
+        traceback=f'Traceback (most recent call last):\n  File "billing.py", line 12, in charge\n{last}',
     )
     summary = LetterSummary(
         id=f"d-{number:06d}{text}",
@@ -56,7 +55,7 @@ def letter(
         signal=signal,
         type=type + text,
         reason=DeadReason.ATTEMPTS,
-        detail=f"5 attempts, the last: {error}: {detail}{text}",
+        detail=f"5 attempts, the last: {last}",
         error=error + text,
         place=place + text,
         group=f"g-{subscription}-{error}{text}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ LOST = "01929f00-4444-7000-8000-000000000aaa"
 class PageWorld:
     """What a test of the page has in hand."""
 
+    inspection: Inspection
     bus: Bus
     store: SqliteStore
     letters: MemoryLetters
@@ -52,8 +53,15 @@ async def page_world(directory: Path, name: str = "page-test") -> AsyncGenerator
     async with Bus(url, name=name, ledger="off") as bus, TraceReader(store) as traces:
         inspection = Inspection(bus=bus, traces=traces, letters=letters, troubles=lambda: troubles)
         app = Starlette(routes=page_routes(inspection))
-        yield PageWorld(bus=bus, store=store, letters=letters, client=Client(app), app=app, troubles=troubles)
-    await asyncio.sleep(0)
+        yield PageWorld(
+            inspection=inspection,
+            bus=bus,
+            store=store,
+            letters=letters,
+            client=Client(app),
+            app=app,
+            troubles=troubles,
+        )
 
 
 def order(text: str = "") -> list[Teller]:
@@ -76,7 +84,7 @@ def order(text: str = "") -> list[Teller]:
             causationid=f"cause-1{text}",
             traceparent=f"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01{text}",
             subscriptions=(f"audit{text}", f"billing{text}", f"shipping{text}"),
-            data='{"order_id":"A-1","total":12345678901234567890123,"note":%s}' % _json(text),
+            data=f'{{"order_id":"A-1","total":12345678901234567890123,"note":{json.dumps(text)}}}',
             seconds=0.001,
         ),
     )
@@ -124,9 +132,3 @@ def many(count: int) -> list[Teller]:
         billing.tell(10 + number, Delivered(**at, queued=0.001))
         billing.tell(10 + number, Acked(**at, seconds=0.002))
     return [shop, billing]
-
-
-def _json(text: str) -> str:
-    import json
-
-    return json.dumps(text)

@@ -81,6 +81,11 @@ def count(number: int, word: str, plural: str = "") -> str:
     return f"{number:,} {word if number == 1 else plural or word + 's'}"
 
 
+def rate(number: float) -> str:
+    """Return how many a second; three digits tell enough."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+
+
 def clip(text: str, length: int = _SHORT_PLACE) -> str:
     """Cut a label."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
@@ -114,6 +119,7 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "took": took,
     "count": count,
     "clip": clip,
+    "rate": rate,
     "short": short_id,
     "clock": clock,
 }

@@ -13,19 +13,20 @@ from .changes import LetterChanges
 from .letters import LetterPages
 from .login import login_page
 from .site import Site
-from .subscribers import SubscriberPages
+from .subscribers import Rates, SubscriberPages, unknown_rates
 from .traces import TracePages
 
 
-def page_routes(inspection: Inspection) -> list[BaseRoute]:
+def page_routes(inspection: Inspection, rates: Rates = unknown_rates) -> list[BaseRoute]:
     """Return the routes of the page. They read with GET and change with POST, and decide nothing about rights.
 
+    ``rates``: how much goes through now, for those who read without JavaScript; others get it as events.
     ``GET /login`` shows the form; ``POST /login`` is the application's.
     """
     site = Site(inspection)
     traces, letters, changes, subscribers = (
         *(TracePages(site), LetterPages(site)),
-        *(LetterChanges(site), SubscriberPages(site)),
+        *(LetterChanges(site), SubscriberPages(site, rates)),
     )
     return [
         site.route(links.TRACES, traces.listing),

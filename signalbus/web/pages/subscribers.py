@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -19,6 +19,14 @@ from .site import Site
 _ORDER = (SubscriptionState.GONE, SubscriptionState.STALLED, SubscriptionState.BUSY, SubscriptionState.UP)
 
 
+#: What goes through, a second: ``published``, ``delivered``, ``acked``, ``failed``; None while nobody knows.
+Rates = Callable[[], Awaitable[Mapping[str, float] | None]]
+
+
+async def unknown_rates() -> None:
+    """Know no rates."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """A subscription with what its queue holds. ``delayed``: None where the broker cannot tell."""
@@ -30,8 +38,9 @@ class Served:
 class SubscriberPages:
     """Who is there."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, rates: Rates) -> None:
         self._site = site
+        self._rates = rates
 
     async def show(self, request: Request) -> Response:
         """Show each subscription with its sessions."""
@@ -40,7 +49,12 @@ class SubscriberPages:
         queues, sessions = await asyncio.gather(bus.broker.queues(seconds), bus.broker.sessions(seconds))
         statuses = subscription_statuses(queues, sessions, utc_now())
         return self._site.page(
-            request, "subscribers.html", served=_served(statuses, queues), sessions=sessions, now=time.time()
+            request,
+            "subscribers.html",
+            served=_served(statuses, queues),
+            sessions=sessions,
+            rates=await self._rates() or {},
+            now=time.time(),
         )
 
 

@@ -66,12 +66,13 @@ async def page_world(directory: Path, name: str = "page-test") -> AsyncGenerator
 
 def order(text: str = "") -> list[Teller]:
     """Tell of an order as in the documents, with a failure, a cause and a request; ``text`` goes everywhere."""
+    identity = text.replace("\0", "")  # SQLite ends texts in JSON at a NUL
     shop, mail = Teller(f"shop{text}", f"web-1{text}", 700), Teller(f"mail-1{text}", f"web-1{text}", 830)
     first, second = (
         Teller(f"billing-1{text}", f"web-1{text}", 811),
         Teller(f"billing-2{text}", f"web-2{text}", 812, skew=-2),
     )
-    about = About(signal=ORDER + text, type=f"order.placed{text}")
+    about = About(signal=ORDER + identity, type=f"order.placed{text}")
     at, dead = At(**about, subscription=f"billing{text}"), At(**about, subscription=f"shipping{text}")
     shop.tell(
         0.001,
@@ -94,10 +95,10 @@ def order(text: str = "") -> list[Teller]:
     second.tell(
         1.03,
         Accepted(
-            signal=INVOICE + text,
+            signal=INVOICE + identity,
             type=f"invoice.created{text}",
             source=f"billing{text}",
-            causationid=ORDER + text,
+            causationid=ORDER + identity,
             subscriptions=(f"mail{text}",),
         ),
     )
@@ -105,20 +106,22 @@ def order(text: str = "") -> list[Teller]:
     first.tell(0.5, Delivered(**dead, queued=0.01))
     first.tell(0.9, Dead(**dead, seconds=0.4, reason=f"rejected by the handler{text}", detail=f"no such address{text}"))
     mail.tell(
-        1.04, Delivered(signal=INVOICE + text, type=f"invoice.created{text}", subscription=f"mail{text}", queued=0.01)
+        1.04,
+        Delivered(signal=INVOICE + identity, type=f"invoice.created{text}", subscription=f"mail{text}", queued=0.01),
     )
     mail.tell(
-        1.044, Acked(signal=INVOICE + text, type=f"invoice.created{text}", subscription=f"mail{text}", seconds=0.004)
+        1.044,
+        Acked(signal=INVOICE + identity, type=f"invoice.created{text}", subscription=f"mail{text}", seconds=0.004),
     )
-    quote = About(signal=QUOTE + text, type=f"quote.get{text}")
-    mail.tell(1.05, Requested(**quote, source=f"mail{text}", causationid=INVOICE + text, timeout=2.0))
+    quote = About(signal=QUOTE + identity, type=f"quote.get{text}")
+    mail.tell(1.05, Requested(**quote, source=f"mail{text}", causationid=INVOICE + identity, timeout=2.0))
     mail.tell(
         1.2,
         Replied(
             **quote, side="requester", outcome=f"failed{text}", seconds=0.15, error=f"KeyError{text}", message=text
         ),
     )
-    shop.tell(2.0, Unroutable(signal=LOST + text, type=f"order.lost{text}", source=f"shop{text}"))
+    shop.tell(2.0, Unroutable(signal=LOST + identity, type=f"order.lost{text}", source=f"shop{text}"))
     return [shop, first, second, mail]
 
 

@@ -41,8 +41,8 @@ def make_environment() -> Environment:
 
 
 def exact(text: str) -> Markup:
-    """Escape HTML only: for the value of a form field, which has to come back as it was."""
-    return escape_html(text)
+    """Escape HTML only: for the value of a form field, which has to come back as it was. HTML has no NUL."""
+    return escape_html(text.replace("\0", "\ufffd"))
 
 
 def lines(text: str) -> Markup:

@@ -26,6 +26,7 @@ MAX_IDS = 200
 MAX_RATE = 1_000.0  # replays a second
 MAX_NOTE = 500  # characters
 
+_EXACT = ("group", "id", "after")  # written by us, not by hand
 _WHERE = ("subject", "correlationid", "source")
 
 S = TypeVar("S", bound=StrEnum)
@@ -182,7 +183,8 @@ def _one(given: Given, name: str) -> str:
 
 
 def _many(given: Given, name: str, most: int = MAX_VALUES) -> tuple[str, ...]:
-    values = tuple(dict.fromkeys(text.strip() for text in given.getlist(name) if text.strip()))
+    texts = given.getlist(name) if name in _EXACT else (text.strip(" \t") for text in given.getlist(name))
+    values = tuple(dict.fromkeys(text for text in texts if text))
     if len(values) > most:
         raise ConfigError(f"{name} is given {len(values)} times; at most {most} are taken")
     return values

@@ -69,7 +69,7 @@ class TracePages:
 
     async def search(self, request: Request) -> Response:
         """Find a signal by how its id begins: go there, or show what there is to choose from."""
-        prefix = request.query_params.get("id", "").strip()
+        prefix = request.query_params.get("id", "").strip(" \t")
         if len(prefix) < MIN_PREFIX:
             raise NotFound(f"{prefix[:40]!a} is too short for an id: give at least {MIN_PREFIX} characters")
         found = await self._traces.find(prefix)

@@ -11,7 +11,7 @@ from signalbus import Bus
 from signalbus.brokers.base import SubscriptionSpec
 from signalbus.web.pages import page_routes
 from tests.support import eventually
-from tests.web.page_client import Client
+from tests.web.page_client import Client, Document
 from tests.web.page_world import page_world
 
 
@@ -55,12 +55,13 @@ async def test_a_session_shows_where_it_runs_and_its_last_error(tmp_path: Path) 
             await world.bus.publish_many([("order.placed", 1), ("order.placed", 2)])
             await failed.wait()
 
-            async def shown() -> bool:
-                text = (await world.client.get("/subscribers")).page.text
-                return "last error: TimeoutError: gateway <b>down</b>" in text and "1 in flight" in text
+            async def shown() -> Document | None:
+                page = (await world.client.get("/subscribers")).page
+                told = "last error: TimeoutError: gateway <b>down</b>" in page.text and "1 in flight" in page.text
+                return page if told else None
 
-            await eventually(shown)
-            page = (await world.client.get("/subscribers")).page
+            page = await eventually(shown)
+            assert page is not None
             info = other.session
             assert f"billing-1 at {info.host}, pid {info.pid}, version {info.version}" in page.text
             assert "All sessions 2" in page.text

@@ -22,6 +22,7 @@ from ..supervision import ChildInfo, ChildSpec, ChildState, Strategy, Supervisor
 from ..trace.listing import Retention
 from .ends import SessionEnds
 from .letters import RouterLetters
+from .settings import Listen
 from .store import RouterStore
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class RouterStatus:
 class Router:
     """See the module. ``bus`` is not yet open; `serve` opens it, and `ready` is set once facts are collected.
 
-    ``beside``: further children, started last and stopped first. ``told`` is called with each new role.
+    ``beside``: further children, started last and stopped first.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class Router:
         store: Path,
         retention: Retention,
         *,
+        listen: Listen | None = None,
         beside: Sequence[ChildSpec] = (),
-        told: Callable[[CollectorState], None] | None = None,
     ) -> None:
         """Raises `ConfigError` unless the bus is on RabbitMQ: the embedded broker keeps its ledger itself."""
         place = parse_url(bus.settings.url)
@@ -64,13 +65,16 @@ class Router:
                 "the embedded broker keeps its ledger in its own file, so there is nothing to collect; "
                 "look at it: signalbus trace list"
             )
+        if listen is not None:
+            raise ConfigError("this version has no API to listen with; leave --listen and SIGNALBUS_LISTEN out")
         self.ready = asyncio.Event()
-        self._bus = bus
+        self.bus = bus
+        self.path = store
         self._broker = bus.broker
         self._store = RouterStore(store)
         self._retention = retention
         self._beside = beside
-        self._told = told
+        self._new_role = asyncio.Event()
         self._collector: Collector | None = None
         self._ends = SessionEnds(self._store, lambda: self.role is CollectorState.ACTIVE, _now)
         self._supervisor: Supervisor | None = None
@@ -89,10 +93,10 @@ class Router:
         """
         try:
             await self._open_store()
-            async with self._bus:
-                self._collector = self._broker.collector(self._store.append, self._bus.settings.drain_timeout)
+            async with self.bus:
+                self._collector = self._broker.collector(self._store.append, self.bus.settings.drain_timeout)
                 self._collector.changed = self._role_changed
-                await self._broker.watch_all(self._ends.note, self._bus.settings.connect_timeout)
+                await self._broker.watch_all(self._ends.note, self.bus.settings.connect_timeout)
                 self.letters = await asyncio.to_thread(RouterLetters, self._broker, self._store.path)
                 children = self._children(self._collector, self.letters)
                 supervisor = Supervisor("router", children=children, strategy=Strategy.REST_FOR_ONE)
@@ -107,7 +111,7 @@ class Router:
 
     def _children(self, collector: Collector, letters: RouterLetters) -> Sequence[ChildSpec]:
         """Return the parts in the order of their start: one that fails takes along those that come after it."""
-        drain = timedelta(seconds=self._bus.settings.drain_timeout + CLOSE_SECONDS)
+        drain = timedelta(seconds=self.bus.settings.drain_timeout + CLOSE_SECONDS)
         opened = asyncio.Event()
         return (
             ChildSpec(name="store", start=lambda: self._keep_store(opened), ready=opened, stop_timeout=drain),
@@ -139,10 +143,19 @@ class Router:
         stopped = [child for child in children if child.state in (ChildState.STOPPED, ChildState.RESTARTING)]
         return [*found, *(f"{child.name} is {child.state}: {child.error}" for child in stopped)]
 
+    async def next_role(self, known: CollectorState | None, settle_seconds: float) -> CollectorState:
+        """Wait for another role than ``known``, that has lasted for a while unless it is to be active."""
+        while True:
+            self._new_role.clear()
+            if (role := self.role) is not known:
+                if role is CollectorState.ACTIVE or not await _set_within(self._new_role, settle_seconds):
+                    return role
+            else:
+                await self._new_role.wait()
+
     def _role_changed(self) -> None:
         self._ends.stir()
-        if self._told is not None:
-            self._told(self.role)
+        self._new_role.set()
 
     # The parts
 
@@ -184,6 +197,15 @@ class Router:
         except BrokerError as error:
             log.warning("nothing is forgotten for now: %s", error)
             return False
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _now() -> float:

@@ -127,6 +127,14 @@ def unfinished(connection: sqlite3.Connection) -> list[tuple[str, float]]:
     ).fetchall()
 
 
+def awaited(connection: sqlite3.Connection) -> list[str]:
+    """Return the subscriptions that have something of a replay to settle."""
+    rows = connection.execute(
+        "SELECT DISTINCT subscription FROM letters WHERE replay <> '' AND state = 'replaying' ORDER BY subscription"
+    )
+    return [str(row[0]) for row in rows]
+
+
 def count(connection: sqlite3.Connection, where: Condition) -> int:
     """Return how many dead letters there are of a kind."""
     statement = where.within("SELECT count(*) FROM letters WHERE <condition>")

@@ -29,6 +29,7 @@ from ..receipts import Outcome
 
 SEND_BYTES = 8 * 1024 * 1024  # of one batch
 _GONE = "its subscription does not exist; declare it, and replay this again"
+_DELETED = "its subscription was deleted after this was sent, so it may have been handled or not"
 _LOST = "its content is not in the store any more"
 
 
@@ -110,6 +111,12 @@ def note(
     copies = [Copy(letter=each.number, queue=transitions.IN_HAND) for each in confirmed]
     transitions.sent(connection, copies, at=now)
     return [each.fact for each in confirmed]
+
+
+def orphan(connection: sqlite3.Connection, subscription: str, now: float) -> int:
+    """Give up what was sent to a subscription that is gone; return how many replays end with that."""
+    which = Condition("replay <> '' AND subscription = ?", (storable(subscription),))
+    return transitions.orphaned(connection, which, _DELETED, at=now)
 
 
 def _asker(connection: sqlite3.Connection, replay: str) -> str:

@@ -30,7 +30,7 @@ from ..deadletters.model import DEFAULT_RATE, Letter, LetterQuery, Replay
 from ..deadletters.pace import pace_of
 from ..deadletters.sender import send_all
 from ..deadletters.transitions import Claim
-from ..errors import BrokerError, BusClosed, StorageError
+from ..errors import BrokerError, BusClosed, ConfigError, StorageError
 from ..ledger import Batch, Origin, Replayed
 from ..ledger.facts import to_row
 from ..signals import new_id
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LOST_SECONDS = 5.0  # between looks for replays whose subscription is gone
 LOOK_SECONDS = 0.5  # between looks at what others claimed
 SEND_SECONDS = 10.0  # for the answer to what was sent
 NAME = "router"
@@ -71,6 +72,7 @@ class RouterLetters(Keeper):
             ChildSpec(name="dead letters", start=self.take_in),
             ChildSpec(name="ends of replays", start=self.listen),
             ChildSpec(name="replays", start=self.send),
+            ChildSpec(name="lost replays", start=self.find_lost),
         )
 
     async def get(self, letter: str) -> Letter | None:
@@ -131,6 +133,17 @@ class RouterLetters(Keeper):
                 running = {replay: task for replay, task in running.items() if not task.done()}
                 await self._wait_claimed()
 
+    async def find_lost(self) -> None:
+        """End replays whose subscription was deleted meanwhile, until cancelled: RabbitMQ drops its queue silently."""
+        while True:
+            await asyncio.sleep(LOST_SECONDS)
+            try:
+                for subscription in await self._ask(queries.awaited):
+                    if not await self._broker.has_queue(subscription, SEND_SECONDS):
+                        await self._order(partial(_orphan, subscription=subscription))
+            except (BrokerError, ConfigError) as error:
+                log.warning("it is not known which subscriptions exist: %s", error)
+
     async def _send_all(self, replay: str, rate: float) -> None:
         recorder = f"replay {replay} {uuid.uuid4().hex[:8]}"
         told = 0
@@ -189,3 +202,7 @@ class RouterLetters(Keeper):
     def _check(self) -> None:
         if self._closed:
             raise BusClosed("these dead letters are closed; open the file again")
+
+
+def _orphan(connection: sqlite3.Connection, now: float, subscription: str) -> int:
+    return graves.orphan(connection, subscription, now)

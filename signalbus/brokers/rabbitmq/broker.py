@@ -357,6 +357,11 @@ class RabbitBroker:
         self._check_open()
         return await self._replaying.send(letters, timeout)
 
+    async def has_queue(self, subscription: str, timeout: float) -> bool:
+        """Tell whether a durable subscription has a queue, so whether what was sent to it may still be settled."""
+        self._check_open()
+        return await self._control.counts(self._replaying.queue(subscription), timeout) is not None
+
     def _drain(self, queue: Queue, keep: Keep, together: int, drained: asyncio.Event | None = None) -> Drain:
         link, cap = self._consume_link, self._url.backoff_cap
         return Drain(link, queue, keep, together=together, backoff_cap=cap, drained=drained)

@@ -23,6 +23,10 @@ class Replaying:
         self._publisher = publisher
         self._topology = topology
 
+    def queue(self, subscription: str) -> str:
+        """Return the queue of a subscription, which need not exist; whatever a dead letter calls it."""
+        return f"{self._topology.prefix}.q.{subscription}"
+
     async def send(self, letters: Sequence[tuple[str, EncodedSignal]], timeout: float) -> Sequence[PublishOutcome]:
         """Send signals, each to a subscription; RETURNED means that there is no such subscription.
 
@@ -42,7 +46,7 @@ class Replaying:
         if (problem := wire.problem_of(signal)) is not None:
             return PublishOutcome(PublishResult.REFUSED, problem)
         properties = wire.properties(signal, self._publisher.next_id(), utc_now())
-        return Envelope("", f"{self._topology.prefix}.q.{subscription}", properties, signal.body)
+        return Envelope("", self.queue(subscription), properties, signal.body)
 
 
 def _certain(outcome: PublishOutcome) -> PublishOutcome:

@@ -38,7 +38,7 @@ _GAVE_UP = "sending failed again and again; see the log"
 class SqliteLetters(Keeper):
     """See `DeadLetters`. Replays are sent by this process, and end with it or with `aclose`: what waits then is dead.
 
-    ``timeout``: seconds for each question. ``append`` takes facts for the ledger.
+    ``timeout``: seconds for each question. ``append`` takes facts for the ledger; ``ended`` is called once at the end.
     """
 
     def __init__(
@@ -48,13 +48,15 @@ class SqliteLetters(Keeper):
         session: Callable[[], SessionInfo],
         append: Callable[[Sequence[Batch]], None],
         timeout: float,
+        ended: Callable[[SqliteLetters], None],
     ) -> None:
         self._errands = errands
         self._file = file
         self._session = session
         self._append = append
         self._timeout = timeout
-        self._ours: list[str] = []  # replays
+        self._ended = ended
+        self._ours: set[str] = set()  # replays that we send
         self._closed = False
         self._ending: asyncio.Task[None] | None = None
         self._giving_up: set[asyncio.Task[int]] = set()
@@ -69,7 +71,7 @@ class SqliteLetters(Keeper):
         pace_of(rate)
         await self._catch_up()
         replay = new_id()
-        self._ours.append(replay)
+        self._ours.add(replay)
         try:
             await self._change(partial(_claim, query=query, replay=replay, by=by, rate=rate))
         finally:
@@ -102,6 +104,7 @@ class SqliteLetters(Keeper):
             return taken
 
         await send_all(replay, rate, send)
+        self._ours.discard(replay)
 
     def _tell(self, recorder: str, first: int, facts: Sequence[Replayed]) -> None:
         if facts:
@@ -128,6 +131,7 @@ class SqliteLetters(Keeper):
         if self._ours:
             await self._give_back(_CLOSED)
         await asyncio.to_thread(self._file.close)
+        self._ended(self)
 
     # The file
 

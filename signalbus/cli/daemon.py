@@ -16,7 +16,3 @@ RouterOption = Annotated[
         help="A router's API, http://127.0.0.1:8642; its token is read from SIGNALBUS_TOKEN [env: SIGNALBUS_ROUTER]."
     ),
 ]
-
-
-async def find_daemon(options: Options, router: str | None) -> None:
-    return None

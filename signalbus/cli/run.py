@@ -27,13 +27,21 @@ def run(
     *,
     workers: Annotated[int, Parameter(help="Processes to serve it with; one that dies is started again.")] = 1,
     reload: Annotated[bool, flag("--reload", "Start again when a source file changes.")] = False,
+    listen: Annotated[
+        str | None,
+        Parameter(
+            help="Serve the page and the API of an embedded broker there, or off; by default 127.0.0.1:8642, or "
+            "another port if that is taken."
+        ),
+    ] = None,
     supervised: Annotated[bool, Parameter(show=False, negative=())] = False,
     options: Options = NO_OPTIONS,
 ) -> int:
     """Serve the subscriptions of a bus.
 
     The first Ctrl-C or SIGTERM lets running handlers end (SIGNALBUS_DRAIN_TIMEOUT, 30 seconds) and exits with 0;
-    the second stops now. With --workers, a worker that dies is started again; more than 3 deaths in 5 seconds end all.
+    the second stops now. On the embedded broker the page at --listen shows what happens. With --workers, a worker that
+    dies is started again; more than 3 deaths in 5 seconds end all.
     """
     if workers < 1:
         raise CommandError(f"--workers is {workers}; it must be at least 1", code=Exit.USAGE)
@@ -44,10 +52,10 @@ def run(
     if workers > 1:
         from .workers import serve_with_workers
 
-        return serve_with_workers(target, workers, reload=reload, options=options)
+        return serve_with_workers(target, workers, reload=reload, listen=listen, options=options)
     from .serve import serve_here
 
-    code = serve_here(target, reload=reload, supervised=supervised, options=options)
+    code = serve_here(target, reload=reload, supervised=supervised, listen=listen, options=options)
     _end_despite_threads(code, Output(options))
     return code
 

@@ -9,14 +9,18 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from enum import Enum
 from importlib.util import find_spec
 
 from ..bus import Bus
+from ..config import SqliteUrl, parse_url
 from ..errors import SignalBusError
 from ..escapes import escape
 from ..otel import install_if_asked
+from ..web.access import Access
+from ..web.window import free_access, window_on
 from .failures import CommandError, Exit
 from .interrupts import SIGNALS, stop_now
 from .options import Options
@@ -24,6 +28,8 @@ from .output import Output
 from .processes import watch_parent
 from .reload import files_of, wait_changed, watched_files
 from .target import load_bus
+
+LOOK_SECONDS = 10.0  # for what the page asks
 
 
 class Ending(Enum):
@@ -33,8 +39,11 @@ class Ending(Enum):
     RELOAD = "reload"
 
 
-def serve_here(target: str, *, reload: bool, supervised: bool, options: Options) -> int:
-    """Serve ``module:bus`` until SIGINT or SIGTERM; ``supervised``: also until standard input ends."""
+def serve_here(target: str, *, reload: bool, supervised: bool, listen: str | None, options: Options) -> int:
+    """Serve ``module:bus`` until SIGINT or SIGTERM; ``supervised``: also until standard input ends.
+
+    ``listen``: where the page is, ``off`` for nowhere; None for the usual place, if the broker is the embedded one.
+    """
     output = Output(options)
     begun = time.time_ns()
     try:
@@ -50,14 +59,45 @@ def serve_here(target: str, *, reload: bool, supervised: bool, options: Options)
         loop_factory = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         ending = runner.run(
-            _serve(bus, output, reload_since=begun if reload else None, supervised=supervised, as_json=options.json)
+            _serve(
+                bus,
+                output,
+                reload_since=begun if reload else None,
+                supervised=supervised,
+                access=_access(bus, listen),
+                as_json=options.json,
+            )
         )
     if ending is Ending.RELOAD:
         _start_again()
     return Exit.OK
 
 
-async def _serve(bus: Bus, output: Output, *, reload_since: int | None, supervised: bool, as_json: bool) -> Ending:
+def _access(bus: Bus, listen: str | None) -> Access | None:
+    """Return where the page is to be. Raises `CommandError` where a router serves it."""
+    if listen == "off":
+        return None
+    embedded = isinstance(parse_url(bus.settings.url), SqliteUrl)
+    if listen is None:
+        return free_access() if embedded else None
+    if not embedded:
+        raise CommandError(
+            "the page of a bus on RabbitMQ is served by a router",
+            code=Exit.USAGE,
+            advice=f"signalbus router --store ledger.db --listen {listen}",
+        )
+    return Access.read(listen)
+
+
+async def _serve(
+    bus: Bus,
+    output: Output,
+    *,
+    reload_since: int | None,
+    supervised: bool,
+    access: Access | None,
+    as_json: bool,
+) -> Ending:
     """Open the bus, serve until something ends it, drain."""
     ending = _Ending(bus, output)
     ending.listen()
@@ -71,8 +111,9 @@ async def _serve(bus: Bus, output: Output, *, reload_since: int | None, supervis
         await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
             await opening
-            _tell(bus, "serving", output, as_json=as_json)
-            await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+            async with _page(bus, access) as page:
+                _tell(bus, "serving", output, page=page, as_json=as_json)
+                await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             await failing
         return ending.why
@@ -83,6 +124,16 @@ async def _serve(bus: Bus, output: Output, *, reload_since: int | None, supervis
                 await asyncio.wait([task])
         await bus.aclose()
         _tell(bus, "stopped", output, as_json=as_json)
+
+
+@asynccontextmanager
+async def _page(bus: Bus, access: Access | None) -> AsyncGenerator[str | None]:
+    """Serve the page, if there is to be one, and yield its address."""
+    if access is None:
+        yield None
+        return
+    async with window_on(bus, access, LOOK_SECONDS) as url:
+        yield url
 
 
 class _Ending:
@@ -125,13 +176,15 @@ class _Ending:
         self.set(Ending.ASKED, signal.Signals(number).name)
 
 
-def _tell(bus: Bus, what: str, output: Output, *, as_json: bool) -> None:
+def _tell(bus: Bus, what: str, output: Output, *, page: str | None = None, as_json: bool) -> None:
     subscriptions = {subscription.name: list(subscription.patterns) for subscription in bus.subscriptions()}
     if as_json:
-        output.json(happened=what, pid=os.getpid(), subscriptions=subscriptions)
+        output.json(happened=what, pid=os.getpid(), subscriptions=subscriptions, page=page)
         return
     names = ", ".join(f"{name} ({' '.join(patterns)})" for name, patterns in subscriptions.items())
     output.note(f"signalbus: {what} {names or 'no subscriptions'} at {bus!r}, pid {os.getpid()}")
+    if page is not None:
+        output.note(f"signalbus: look at it: {page}")
 
 
 def _wait_for_better(error: BaseException, begun: int, output: Output) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 
 from ..errors import Escalated
 from ..supervision import Supervisor
@@ -18,12 +19,14 @@ from .processes import Child
 HOPELESS = {Exit.USAGE, Exit.NOT_PERMITTED, Exit.NOT_FOUND}
 
 
-def serve_with_workers(target: str, count: int, *, reload: bool, options: Options) -> int:
+def serve_with_workers(target: str, count: int, *, reload: bool, listen: str | None, options: Options) -> int:
     """Serve ``module:bus`` with ``count`` processes until SIGINT or SIGTERM."""
     flags = {"--reload": reload, "--json": options.json, "--quiet": options.quiet, "--verbose": options.verbose}
     arguments = ["-m", "signalbus.cli", "run", target, "--supervised"]
     arguments += [name for name, given in flags.items() if given]
-    return asyncio.run(_Workers(arguments, count, Output(options)).serve())
+    first = arguments if listen is None else [*arguments, "--listen", listen]
+    others = [*arguments, "--listen", "off"]  # one page is enough
+    return asyncio.run(_Workers([first, *[others] * (count - 1)], Output(options)).serve())
 
 
 class WorkerDied(Exception):
@@ -31,9 +34,9 @@ class WorkerDied(Exception):
 
 
 class _Workers:
-    def __init__(self, arguments: list[str], count: int, output: Output) -> None:
+    def __init__(self, arguments: Sequence[list[str]], output: Output) -> None:
         # The URL travels by environment, where `ps` does not show its password.
-        self._children = [Child(arguments, environment=os.environ) for _ in range(count)]
+        self._children = [Child(words, environment=os.environ) for words in arguments]
         self._output = output
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None

@@ -80,6 +80,8 @@ class Publisher:
     ) -> Receipt:
         """Publish one signal; ``timeout`` in seconds. Raises as `Bus.publish` says."""
         self.check_size(encoded)
+        if not self._telemetry.active:
+            return await self._publish(encoded, timeout, unroutable, payload)
         with self._telemetry.sending(encoded) as operation:
             return await self._publish(operation.carried_by(encoded), timeout, unroutable, payload)
 

@@ -17,8 +17,19 @@ The driver takes a connection for dead when it sees no frame for long, so it is 
 from __future__ import annotations
 
 from .decoding import Received, of_header
-from .encoding import publication
+from .encoding import Persistent, Properties, publication
 from .stream import LaneReader, attach, lane_of, open_lane
 from .track import Track
 
-__all__ = ["LaneReader", "Received", "Track", "attach", "lane_of", "of_header", "open_lane", "publication"]
+__all__ = [
+    "LaneReader",
+    "Persistent",
+    "Properties",
+    "Received",
+    "Track",
+    "attach",
+    "lane_of",
+    "of_header",
+    "open_lane",
+    "publication",
+]

@@ -275,7 +275,8 @@ class Bus:
                     extensions=extensions or {},
                 )
             )
-        await self._ready_to_publish()
+        if self._surroundings is None or self._services.starting:
+            await self._ready_to_publish()
         seconds = self.settings.publish_timeout if timeout is None else timeout
         if until == "stored" and expect is None:
             return await self._publisher.publish(encoded, seconds, unroutable, payload)

@@ -45,6 +45,7 @@ _OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "tracepare
 _OPTIONAL_HEADERS = tuple(PREFIX + name for name in _OPTIONAL)
 _optional_of = attrgetter(*_OPTIONAL)
 _NONE = (None,) * len(_OPTIONAL)
+_BINARY = (bytes, bytearray, memoryview)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def encode_data(data: object, content_type: str | None) -> tuple[bytes, str | No
     """
     if data is None:
         return b"", content_type
-    if isinstance(data, bytes | bytearray | memoryview):
+    if isinstance(data, _BINARY):
         return bytes(cast("bytes", data)), content_type or BYTES
     if content_type is not None and not is_json(content_type):
         if isinstance(data, str):

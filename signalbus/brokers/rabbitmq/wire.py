@@ -20,7 +20,7 @@ from ...delivery import DeadLetter, DeadReason, Failure
 from ...signals import new_id
 from ..base import Incoming, StoredDeadLetter
 from .delays import NO_DELAY, Plan, parse
-from .lane import Persistent, Received
+from .lane import Persistent, Received, Simple
 
 ATTEMPT = "signalbus-attempt"
 CRASHES = "signalbus-crashes"
@@ -43,6 +43,9 @@ NAMES = 1_024  # of attributes that are remembered
 SMALL_CHARACTERS, SMALL_COUNT = 256, 64  # what is kept of a stranger's attributes that are too large
 _INT64 = range(-(2**63), 2**63)
 _COUNT_LIMIT = 1_000_000  # a forged counter must not overflow anything
+
+_ID = tuple(prefix + "id" for prefix in PREFIXES)
+_TYPE = tuple(prefix + "type" for prefix in PREFIXES)
 
 Headers = dict[str, HeaderValue]
 
@@ -111,28 +114,18 @@ def read(message: Received, *, counted: bool) -> Message:
     """
     found = message.properties
     headers = found.headers
-    # Outside the prefix there may be anything: nested tables, bytes, floats. It is none of our business.
-    attributes: Headers = {}
     reason = found.malformed
-    size = 0
-    for key, value in headers.items():
-        if key.startswith(PREFIXES):
-            if type(value) is str or type(value) is int or type(value) is bool:
-                attributes[key] = value
-                size += len(key) + (len(value) if type(value) is str else 8)
-            else:
-                reason = reason or f"attribute {key[:80]!a} is {type(value).__name__}, not str, int or bool"
-    if size * 4 > HEADERS_BYTES and _headers_bytes(attributes) > HEADERS_BYTES:
-        # A copy with our bookkeeping would not fit into a frame, so it could never be put aside.
-        reason = reason or f"its attributes have more than {HEADERS_BYTES} bytes"
-        attributes = {key: value for key, value in attributes.items() if len(str(value)) <= SMALL_CHARACTERS}
-        attributes = dict(list(attributes.items())[:SMALL_COUNT])
+    if isinstance(headers, Simple) and _are_attributes(tuple(headers)):
+        attributes: Headers = headers
+    else:
+        attributes, problem = _attributes(headers)
+        reason = reason or problem
     message_id = found.message_id
     content_type = found.content_type
     incoming = Incoming(
         signal=EncodedSignal(
-            _text(attributes, "id") or message_id or new_id(),
-            _text(attributes, "type") or found.message_type or message.routing_key,
+            _text(attributes, _ID) or message_id or new_id(),
+            _text(attributes, _TYPE) or found.message_type or message.routing_key,
             attributes,
             message.body,
             content_type,
@@ -155,6 +148,30 @@ def read(message: Received, *, counted: bool) -> Message:
             # Only then is the header the broker's; on a first delivery a publisher may have forged it.
             incoming.crashes += _count(headers.get("x-delivery-count"))
     return Message(incoming, wait, message_id)
+
+
+@lru_cache(NAMES)
+def _are_attributes(names: tuple[str, ...]) -> bool:
+    return all(name.startswith(PREFIXES) for name in names)
+
+
+def _attributes(headers: Mapping[str, object]) -> tuple[Headers, str | None]:
+    """Return those headers that are attributes of the signal, and what is wrong with them, if anything."""
+    # Outside the prefix there may be anything: nested tables, bytes, floats. It is none of our business.
+    attributes: Headers = {}
+    reason: str | None = None
+    for key, value in headers.items():
+        if key.startswith(PREFIXES):
+            if type(value) is str or type(value) is int or type(value) is bool:
+                attributes[key] = value
+            else:
+                reason = reason or f"attribute {key[:80]!a} is {type(value).__name__}, not str, int or bool"
+    if _headers_bytes(attributes) > HEADERS_BYTES:
+        # A copy with our bookkeeping would not fit into a frame, so it could never be put aside.
+        reason = reason or f"its attributes have more than {HEADERS_BYTES} bytes"
+        attributes = {key: value for key, value in attributes.items() if len(str(value)) <= SMALL_CHARACTERS}
+        attributes = dict(list(attributes.items())[:SMALL_COUNT])
+    return attributes, reason
 
 
 def bookkeeping(incoming: Incoming, *, history: Sequence[Failure] | None = None, wait: Plan = NO_DELAY) -> Headers:
@@ -258,10 +275,10 @@ def _short(text: str) -> str:
     return text.encode("utf-8", "replace")[:SHORT_BYTES].decode("utf-8", "ignore")
 
 
-def _text(attributes: Headers, name: str) -> str | None:
-    value = attributes.get("cloudEvents_" + name)
+def _text(attributes: Headers, names: tuple[str, ...]) -> str | None:
+    value = attributes.get(names[0])
     if value is None:
-        value = attributes.get("cloudEvents:" + name) or attributes.get("ce-" + name)
+        value = attributes.get(names[1]) or attributes.get(names[2])
     return value if isinstance(value, str) else None
 
 

@@ -16,7 +16,7 @@ The driver takes a connection for dead when it sees no frame for long, so it is 
 
 from __future__ import annotations
 
-from .decoding import Received, of_header
+from .decoding import Received, Simple, of_header
 from .encoding import Persistent, Properties, publication
 from .stream import LaneReader, attach, lane_of, open_lane
 from .track import Track
@@ -26,6 +26,7 @@ __all__ = [
     "Persistent",
     "Properties",
     "Received",
+    "Simple",
     "Track",
     "attach",
     "lane_of",

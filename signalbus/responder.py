@@ -243,7 +243,7 @@ class RespondingService:
         try:
             async with limit:
                 with self._surroundings.telemetry.responding(request.signal):
-                    result = await self._handler(delivery, self._threads)
+                    result = await self._handler(request.signal, delivery, self._threads)
             body, content_type = codec.encode_data(result, None)
             check_body(body, self._surroundings.max_signal_bytes)
         except InvalidSignal as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import cast
 
 import uuid_utils
@@ -39,6 +40,8 @@ _OPTIONAL = (
     "traceparent",
     "tracestate",
 )
+_optional_of = attrgetter(*_OPTIONAL)
+_NONE = (None,) * len(_OPTIONAL)
 _NO_EXTENSIONS: Mapping[str, ExtensionValue] = {}
 _EXTENSION_NAME = re.compile(r"[a-z0-9]{1,64}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -83,16 +86,13 @@ class Signal:
     extensions: Mapping[str, ExtensionValue] = field(default_factory=lambda: _NO_EXTENSIONS)
 
     def __post_init__(self) -> None:
-        try:
-            _valid_type(self.type)
-        except TypeError:  # unhashable, so certainly not a string
-            check_type(self.type)
+        check_signal_type(self.type)
         _check_text("id", self.id, required=True)
         _check_text("source", self.source)
-        for name in _OPTIONAL:
-            value = getattr(self, name)
-            if value is not None:
-                _check_text(name, value, required=True)
+        if (optional := _optional_of(self)) != _NONE:
+            for name, value in zip(_OPTIONAL, optional, strict=True):
+                if value is not None:
+                    _check_text(name, value, required=True)
         time = cast("object", self.time)
         if not isinstance(time, datetime):
             raise InvalidSignal(f"time is {type(time).__name__}, not a datetime")
@@ -100,6 +100,20 @@ class Signal:
             raise InvalidSignal(f"time {time.isoformat()} has no time zone; use datetime.now(UTC)")
         if self.extensions:
             _check_extensions(self.extensions)
+
+
+def check_signal_type(signal_type: str) -> None:
+    """Raise `InvalidSignal` if it is none; nearly free for one that was checked before."""
+    try:
+        _valid_type(signal_type)
+    except TypeError:  # unhashable, so certainly not a string
+        check_type(signal_type)
+
+
+@lru_cache(maxsize=64)
+def check_source(source: str) -> None:
+    """Raise `InvalidSignal` if it cannot be the source of a signal; nearly free for one that was checked before."""
+    _check_text("source", source, required=True)
 
 
 def _check_text(name: str, value: object, *, required: bool = False) -> None:

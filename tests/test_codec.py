@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from signalbus import DecodeError, InvalidSignal, Signal
 from signalbus import codec as bus_codec
-from signalbus.codec import EncodedSignal, HeaderValue, decode, encode, encode_structured
+from signalbus.codec import EncodedSignal, HeaderValue, decode, encode, encode_plain, encode_structured
 
 TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff"), max_size=40)
 JSON_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -449,3 +449,30 @@ def test_the_size_counts_body_and_headers() -> None:
     small = encode(Signal(type="a", source="s", data=b""))
     large = encode(Signal(type="a", source="s" * 101, data=b"x" * 1_000))
     assert large.size - small.size == 1_100
+
+
+# The usual signal, encoded without being made first
+
+
+@pytest.mark.parametrize("data", [None, {"total": 9.5}, b"\x00\xff", "text"])
+@pytest.mark.parametrize("caused", [False, True])
+def test_a_plain_signal_is_encoded_as_the_same_one_made_first(data: object, caused: bool) -> None:
+    cause = encode(Signal(type="a.cause", source="s", correlationid="c-1")) if caused else None
+    plain = encode_plain("order.placed", data, "shop", cause)
+    made = decode(plain)
+    again = Signal(type="order.placed", data=data, source="shop", id=plain.id, time=made.time)
+    assert encode(again, cause=cause) == plain
+
+
+@pytest.mark.parametrize(
+    ("signal_type", "source", "said"),
+    [("", "s", "empty"), ("a b", "s", "characters"), ("a", "", "source"), ("a", "\n", "source")],
+)
+def test_a_plain_signal_obeys_the_rules(signal_type: str, source: str, said: str) -> None:
+    with pytest.raises(InvalidSignal, match=said):
+        encode_plain(signal_type, None, source)
+
+
+def test_a_plain_signal_has_the_time_of_now() -> None:
+    before = datetime.now(UTC)
+    assert before <= decode(encode_plain("a", None, "s")).time <= datetime.now(UTC)

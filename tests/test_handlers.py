@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic takes the standard library's
 
 from signalbus import ConfigError, DecodeError, Delivery, Signal
 from signalbus.codec import EncodedSignal, encode, encode_structured
-from signalbus.handlers import PROBLEM_LIMIT, compile_handler
+from signalbus.handlers import PROBLEM_LIMIT, Handler, compile_handler
 
 DATA = {"order_id": "a-1", "total": 2}
 
@@ -42,6 +42,10 @@ class OrderDict(TypedDict):
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(1) as pool:
         yield pool
+
+
+async def run(handler: Handler, delivery: Delivery, threads: ThreadPoolExecutor) -> object:
+    return await handler(delivery.encoded, delivery, threads)
 
 
 def delivery_of(encoded: EncodedSignal) -> Delivery:
@@ -93,14 +97,14 @@ async def test_the_annotation_says_what_the_handler_gets(
 ) -> None:
     got: list[object] = []
     handler = compile_handler(handler_for(annotation, got))
-    await handler(delivery_of(encode_it(Signal(type="a", source="s", data=data))), threads)
+    await run(handler, delivery_of(encode_it(Signal(type="a", source="s", data=data))), threads)
     assert got == [expected]
     assert type(got[0]) is type(expected)
 
 
 async def test_plain_text_is_a_string(threads: ThreadPoolExecutor) -> None:
     got: list[object] = []
-    await compile_handler(handler_for(str, got))(delivery_of(encoded("héllo", "text/plain")), threads)
+    await run(compile_handler(handler_for(str, got)), delivery_of(encoded("héllo", "text/plain")), threads)
     assert got == ["héllo"]
 
 
@@ -111,7 +115,7 @@ async def test_signal_gives_the_whole_envelope(threads: ThreadPoolExecutor) -> N
         got.append(signal)
 
     sent = Signal(type="order.placed", source="shop", subject="42", data=DATA, extensions={"tenant": "acme"})
-    await compile_handler(handle)(delivery_of(encode(sent)), threads)
+    await run(compile_handler(handle), delivery_of(encode(sent)), threads)
     assert (got[0].id, got[0].subject, got[0].data, got[0].extensions) == (sent.id, "42", DATA, {"tenant": "acme"})
 
 
@@ -240,7 +244,7 @@ async def test_methods_partials_and_callable_objects_are_handlers(threads: Threa
         keyword,
     ]
     for function in handlers:
-        await compile_handler(function)(delivery_of(event), threads)
+        await run(compile_handler(function), delivery_of(event), threads)
     assert service.got == [DATA, (DATA, event.id), ("called", DATA)]
     assert CALLED == [DATA, DATA]
     assert got == [("p", DATA, "a"), ("q", DATA), ("default", DATA)]
@@ -263,7 +267,7 @@ async def test_sync_handlers_run_in_a_thread_with_the_context_of_the_caller(thre
         seen.append((threading.current_thread() is threading.main_thread(), variable.get()))
 
     variable.set("set")
-    await compile_handler(handle)(delivery_of(encoded(DATA)), threads)
+    await run(compile_handler(handle), delivery_of(encoded(DATA)), threads)
     assert seen == [(False, "set")]
 
 
@@ -276,7 +280,7 @@ async def test_an_awaitable_from_a_sync_handler_is_awaited(threads: ThreadPoolEx
     def handle(data: dict[str, Any]) -> object:
         return work()
 
-    await compile_handler(handle)(delivery_of(encoded(DATA)), threads)
+    await run(compile_handler(handle), delivery_of(encoded(DATA)), threads)
     assert done.is_set()
 
 
@@ -285,7 +289,7 @@ async def test_what_a_handler_raises_passes(threads: ThreadPoolExecutor) -> None
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        await compile_handler(handle)(delivery_of(encoded(DATA)), threads)
+        await run(compile_handler(handle), delivery_of(encoded(DATA)), threads)
 
 
 # What cannot be a handler

@@ -8,9 +8,9 @@ wrong question closes nobody's channel but its own.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime
 
 from aiormq.abc import AbstractConnection
 
@@ -19,7 +19,6 @@ from ...config import RabbitUrl
 from ...errors import BrokerUnavailable, BusClosed, ConfigError, NotPermitted
 from ...ledger import Batch
 from ...sessions import Down, DownReason, SessionInfo
-from ...signals import utc_now
 from ..base import (
     Answer,
     BrokerHealth,
@@ -286,22 +285,22 @@ class RabbitBroker:
     async def publish(self, batch: Sequence[EncodedSignal], timeout: float) -> Sequence[PublishOutcome]:
         """Store a batch, pipelined."""
         self._check_open()
-        now = utc_now()
+        seconds = int(time.time())
         if len(batch) == 1:
-            envelope = self._envelope(batch[0], now)
-            return (
-                [envelope] if isinstance(envelope, PublishOutcome) else await self._signals.publish([envelope], timeout)
-            )
-        prepared = [self._envelope(signal, now) for signal in batch]
+            envelope = self._envelope(batch[0], seconds)
+            if isinstance(envelope, PublishOutcome):
+                return (envelope,)
+            return (await self._signals.publish_one(envelope, timeout),)
+        prepared = [self._envelope(signal, seconds) for signal in batch]
         envelopes = [item for item in prepared if not isinstance(item, PublishOutcome)]
         outcomes = iter(await self._signals.publish(envelopes, timeout) if envelopes else ())
         return [item if isinstance(item, PublishOutcome) else next(outcomes) for item in prepared]
 
-    def _envelope(self, signal: EncodedSignal, now: datetime) -> Envelope | PublishOutcome:
+    def _envelope(self, signal: EncodedSignal, seconds: int) -> Envelope | PublishOutcome:
         problem = wire.problem_of(signal)
         if problem is not None:
             return PublishOutcome(PublishResult.REFUSED, problem)
-        properties = wire.properties(signal, self._signals.next_id(), now)
+        properties = wire.persistent(signal, self._signals.next_id(), seconds)
         return Envelope(self._topology.signals, signal.type, properties, signal.body)
 
     def append(self, batches: Sequence[Batch]) -> None:

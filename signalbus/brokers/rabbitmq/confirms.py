@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import takewhile
 from typing import Protocol, cast
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 REFUSED = PublishOutcome(PublishResult.REFUSED, "RabbitMQ refuses it: a queue is full, or has no leader")
 
 Confirmation = asyncio.Future[object]
-Answered = Callable[[int], None]  # called with the size of a message that is answered
+Answered = Callable[[int, int], None]  # called with the number of messages that are answered, and their size
 
 
 class Lost:
@@ -40,7 +40,7 @@ class Confirms(Protocol):
         """Return the future answer of the next message to be written."""
         ...
 
-    async def wait(self, confirmation: Confirmation, deadline: float) -> None:
+    def wait(self, confirmation: Confirmation, deadline: float) -> Awaitable[None]:
         """Wait for an answer until the deadline, of the loop's clock."""
         ...
 
@@ -69,7 +69,7 @@ class DriverConfirms:
         def answered(confirmation: Confirmation) -> None:
             channel.message_id_delivery_tag.pop(message_id, None)
             confirmation.exception()  # an answer after the deadline interests nobody
-            self._answered(size)
+            self._answered(1, size)
 
         confirmation.add_done_callback(answered)
         return confirmation
@@ -106,9 +106,9 @@ class LaneConfirms:
         self._tags[message_id] = self._tag
         return confirmation
 
-    async def wait(self, confirmation: Confirmation, deadline: float) -> None:
+    def wait(self, confirmation: Confirmation, deadline: float) -> Awaitable[None]:
         """Wait for an answer until the deadline, of the loop's clock."""
-        await self._deadlines.wait(confirmation, deadline)
+        return self._deadlines.wait(confirmation, deadline)
 
     def lose(self, failure: DriverFailure) -> None:
         """Answer all that is open with `Lost`."""
@@ -119,15 +119,21 @@ class LaneConfirms:
 
     def _confirm(self, tag: int, multiple: bool, stored: bool) -> None:
         tags: Iterable[int] = list(takewhile(tag.__ge__, self._open)) if multiple else (tag,)
+        answer = CONFIRMED if stored else REFUSED
+        count = total = 0
         for each in tags:
             found = self._open.pop(each, None)
             if found is None:
                 log.error("RabbitMQ answers a message that was never sent, or twice: %d", each)
                 continue
             confirmation, message_id, size = found
-            self._tags.pop(message_id, None)
-            _answer(confirmation, CONFIRMED if stored else REFUSED)
-            self._answered(size)
+            del self._tags[message_id]
+            if not confirmation.done():  # whoever waited may have left
+                confirmation.set_result(answer)
+            count += 1
+            total += size
+        if count:
+            self._answered(count, total)
 
     def _return(self, message: Received) -> None:
         """Nobody wants it. The broker confirms it all the same, a moment later."""

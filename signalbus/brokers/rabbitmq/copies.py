@@ -6,6 +6,7 @@ A copy is stored (routed and confirmed) before the original is acknowledged: a d
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 
 from ...codec import HeaderValue
@@ -77,7 +78,7 @@ class Copies:
             try:
                 if step is not None:
                     await self._control.ensure_step(step, left)
-                properties = wire.properties(incoming.signal, self._publisher.next_id(), utc_now(), headers)
+                properties = wire.persistent(incoming.signal, self._publisher.next_id(), int(time.time()), headers)
                 envelope = Envelope(exchange, key, properties, incoming.signal.body)
                 (outcome,) = await self._publisher.publish([envelope], min(left, CONFIRM_SECONDS))
             except (BrokerError, ConfigError) as error:

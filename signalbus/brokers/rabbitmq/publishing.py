@@ -35,7 +35,7 @@ from .driver import (
     failure_of,
     on_closed,
 )
-from .lane import lane_of, publication
+from .lane import Persistent, Properties, lane_of, publication
 
 WINDOW = 2_000  # messages without an answer, at most
 WINDOW_BYTES = 32 * 1024 * 1024
@@ -61,9 +61,7 @@ class Envelope:
 
     __slots__ = ("body", "exchange", "key", "mandatory", "properties")
 
-    def __init__(
-        self, exchange: str, key: str, properties: commands.Basic.Properties, body: bytes, *, mandatory: bool = True
-    ) -> None:
+    def __init__(self, exchange: str, key: str, properties: Properties, body: bytes, *, mandatory: bool = True) -> None:
         self.exchange = exchange
         self.key = key
         self.properties = properties
@@ -80,8 +78,8 @@ class Sender:
         self.room = asyncio.Event()
         self.room.set()
         self._writer = FrameWriter(channel)
-        self._loop = asyncio.get_running_loop()
-        self.answered = self._loop.time()  # when the newest answer came
+        self.clock = asyncio.get_running_loop().time
+        self.answered = self.clock()  # when the newest answer came
         self._in_flight = 0
         self._bytes = 0
         lane = lane_of(channel)
@@ -115,13 +113,13 @@ class Sender:
         self._writer.write(frames)
         return confirmation
 
-    async def wait(self, confirmation: Confirmation, deadline: float) -> None:
+    def wait(self, confirmation: Confirmation, deadline: float) -> Awaitable[None]:
         """Wait for an answer until the deadline, of the loop's clock."""
-        await self._confirms.wait(confirmation, deadline)
+        return self._confirms.wait(confirmation, deadline)
 
-    def _answered(self, size: int) -> None:
-        self.answered = self._loop.time()
-        self._in_flight -= 1
+    def _answered(self, count: int, size: int) -> None:
+        self.answered = self.clock()
+        self._in_flight -= count
         self._bytes -= size
         if self._in_flight < WINDOW and self._bytes < WINDOW_BYTES:
             self.room.set()
@@ -139,10 +137,12 @@ def _encoded(
     exchange: str,
     key: str,
     mandatory: bool,
-    properties: commands.Basic.Properties,
+    properties: Properties,
     body: bytes,
 ) -> bytes:
     """Do what the lane's encoder does with the driver's own."""
+    if isinstance(properties, Persistent):
+        properties = properties.generic()
     frames = [
         frame.marshal(commands.Basic.Publish(exchange=exchange, routing_key=key, mandatory=mandatory), channel),
         frame.marshal(ContentHeader(body_size=len(body), properties=properties), channel),
@@ -180,11 +180,7 @@ class Publisher:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        sender = self._sender
-        if sender is None or sender.dead is not None or self._link.blocked:
-            sender = await self.ready(deadline)
-        if len(envelopes) == 1 and sender.room.is_set() and sender.dead is None:
-            return [await self._publish_one(sender, envelopes[0], deadline, timeout)]
+        sender = await self.ready(deadline)
         sent: list[Confirmation | PublishOutcome] = []
         for envelope in envelopes:
             if not sender.room.is_set() and not await _wait(sender.room, deadline):
@@ -208,12 +204,15 @@ class Publisher:
             self.refused = None
         return outcomes + [UNSENT] * (len(envelopes) - len(outcomes))
 
-    async def _publish_one(self, sender: Sender, envelope: Envelope, deadline: float, timeout: float) -> PublishOutcome:
+    async def publish_one(self, envelope: Envelope, timeout: float) -> PublishOutcome:
         """Do for a single message what `publish` does for many, in half the time."""
+        sender = self._sender
+        if sender is None or sender.dead is not None or self._link.blocked or not sender.room.is_set():
+            return (await self.publish([envelope], timeout))[0]
         confirmation = self.send(sender, envelope)
         if isinstance(confirmation, PublishOutcome):
             return confirmation
-        await sender.wait(confirmation, deadline)
+        await sender.wait(confirmation, sender.clock() + timeout)
         outcome = self.outcome(confirmation, envelope, timeout)
         if self.refused is not None and outcome.result in _TAKEN:
             self.refused = None
@@ -231,10 +230,9 @@ class Publisher:
     def outcome(self, confirmation: Confirmation, envelope: Envelope, timeout: float) -> PublishOutcome:
         """Return what has become of a message that was sent, and was waited for ``timeout`` seconds."""
         error = confirmation.exception() if confirmation.done() else None
-        if isinstance(error, DeliveryError):
-            return REFUSED
         if error is not None:
-            return PublishOutcome(PublishResult.UNKNOWN, failure_of(error).reason)
+            unknown = PublishOutcome(PublishResult.UNKNOWN, failure_of(error).reason)
+            return REFUSED if isinstance(error, DeliveryError) else unknown
         answer = confirmation.result() if confirmation.done() else LATE
         if isinstance(answer, PublishOutcome):
             return answer

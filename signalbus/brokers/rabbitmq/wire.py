@@ -12,16 +12,15 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import cast
-
-from pamqp import commands
 
 from ...codec import PREFIXES, EncodedSignal, HeaderValue
 from ...delivery import DeadLetter, DeadReason, Failure
 from ...signals import new_id
 from ..base import Incoming, StoredDeadLetter
 from .delays import NO_DELAY, Plan, parse
-from .lane import Received
+from .lane import Persistent, Received, Simple
 
 ATTEMPT = "signalbus-attempt"
 CRASHES = "signalbus-crashes"
@@ -40,9 +39,13 @@ DETAIL_CHARACTERS = 2_000
 HEADERS_BYTES = 96 * 1024
 KEY_BYTES = 128  # pamqp cuts longer names with no more than a log line
 SHORT_BYTES = 255
+NAMES = 1_024  # of attributes that are remembered
 SMALL_CHARACTERS, SMALL_COUNT = 256, 64  # what is kept of a stranger's attributes that are too large
 _INT64 = range(-(2**63), 2**63)
 _COUNT_LIMIT = 1_000_000  # a forged counter must not overflow anything
+
+_ID = tuple(prefix + "id" for prefix in PREFIXES)
+_TYPE = tuple(prefix + "type" for prefix in PREFIXES)
 
 Headers = dict[str, HeaderValue]
 
@@ -60,8 +63,8 @@ def problem_of(signal: EncodedSignal) -> str | None:
     """Return why a signal cannot go on the wire, or None. The broker would close the channel or connection on it."""
     size = 0
     for key, value in signal.headers.items():
-        if type(key) is not str or not key.startswith(PREFIXES):
-            return f"header {key!a} is not an attribute of CloudEvents"
+        if (problem := _problem_of_name(key)) is not None:
+            return problem
         size += len(key) + 8
         kind = type(value)
         if kind is str:
@@ -71,8 +74,6 @@ def problem_of(signal: EncodedSignal) -> str | None:
                 return f"header {key!a} is an integer beyond 64 bits"
         elif kind is not bool:
             return f"header {key!a} is {kind.__name__}, not str, int or bool"
-        if len(key) * 4 > KEY_BYTES and len(key.encode("utf-8", "replace")) > KEY_BYTES:
-            return f"header {key[:40]!a}... has a name of more than {KEY_BYTES} bytes"
     if size * 4 > HEADERS_BYTES and _headers_bytes(signal.headers) > HEADERS_BYTES:
         return f"the headers have more than {HEADERS_BYTES} bytes"
     if len(signal.type) * 4 > SHORT_BYTES and len(signal.type.encode("utf-8", "replace")) > SHORT_BYTES:
@@ -80,28 +81,30 @@ def problem_of(signal: EncodedSignal) -> str | None:
     return None
 
 
-def properties(
-    signal: EncodedSignal, message_id: str, now: datetime, extra: Mapping[str, HeaderValue] | None = None
-) -> commands.Basic.Properties:
-    """Return the properties of one attempt to publish ``signal``.
+@lru_cache(NAMES)
+def _problem_of_name(key: str) -> str | None:
+    if type(key) is not str or not key.startswith(PREFIXES):
+        return f"header {key!a} is not an attribute of CloudEvents"
+    if len(key.encode("utf-8", "replace")) > KEY_BYTES:
+        return f"header {key[:40]!a}... has a name of more than {KEY_BYTES} bytes"
+    return None
+
+
+def persistent(
+    signal: EncodedSignal, message_id: str, seconds: int, extra: Mapping[str, HeaderValue] | None = None
+) -> Persistent:
+    """Return the properties of one attempt to publish ``signal``, at a time in seconds since 1970.
 
     ``message_id`` is unique for the attempt, since the driver matches returned messages to publishes by it.
     """
-    headers: dict[str, HeaderValue] = dict(signal.headers)
+    headers = signal.headers
     content_type = signal.content_type
     if content_type is not None and len(content_type) * 4 > SHORT_BYTES and len(content_type.encode()) > SHORT_BYTES:
-        headers[CONTENT_TYPE] = content_type
+        headers = {**headers, CONTENT_TYPE: content_type}
         content_type = None
     if extra:
-        headers.update(extra)
-    return commands.Basic.Properties(
-        content_type=content_type,
-        headers=headers,  # type: ignore[arg-type]  # dict is invariant
-        delivery_mode=2,
-        message_id=message_id,
-        timestamp=now,
-        message_type=_short(signal.type),
-    )
+        headers = {**headers, **extra}
+    return Persistent(headers, content_type, message_id, seconds, _short(signal.type))
 
 
 def read(message: Received, *, counted: bool) -> Message:
@@ -111,28 +114,18 @@ def read(message: Received, *, counted: bool) -> Message:
     """
     found = message.properties
     headers = found.headers
-    # Outside the prefix there may be anything: nested tables, bytes, floats. It is none of our business.
-    attributes: Headers = {}
     reason = found.malformed
-    size = 0
-    for key, value in headers.items():
-        if key.startswith(PREFIXES):
-            if type(value) is str or type(value) is int or type(value) is bool:
-                attributes[key] = value
-                size += len(key) + (len(value) if type(value) is str else 8)
-            else:
-                reason = reason or f"attribute {key[:80]!a} is {type(value).__name__}, not str, int or bool"
-    if size * 4 > HEADERS_BYTES and _headers_bytes(attributes) > HEADERS_BYTES:
-        # A copy with our bookkeeping would not fit into a frame, so it could never be put aside.
-        reason = reason or f"its attributes have more than {HEADERS_BYTES} bytes"
-        attributes = {key: value for key, value in attributes.items() if len(str(value)) <= SMALL_CHARACTERS}
-        attributes = dict(list(attributes.items())[:SMALL_COUNT])
+    if isinstance(headers, Simple) and _are_attributes(tuple(headers)):
+        attributes: Headers = headers
+    else:
+        attributes, problem = _attributes(headers)
+        reason = reason or problem
     message_id = found.message_id
     content_type = found.content_type
     incoming = Incoming(
         signal=EncodedSignal(
-            _text(attributes, "id") or message_id or new_id(),
-            _text(attributes, "type") or found.message_type or message.routing_key,
+            _text(attributes, _ID) or message_id or new_id(),
+            _text(attributes, _TYPE) or found.message_type or message.routing_key,
             attributes,
             message.body,
             content_type,
@@ -155,6 +148,30 @@ def read(message: Received, *, counted: bool) -> Message:
             # Only then is the header the broker's; on a first delivery a publisher may have forged it.
             incoming.crashes += _count(headers.get("x-delivery-count"))
     return Message(incoming, wait, message_id)
+
+
+@lru_cache(NAMES)
+def _are_attributes(names: tuple[str, ...]) -> bool:
+    return all(name.startswith(PREFIXES) for name in names)
+
+
+def _attributes(headers: Mapping[str, object]) -> tuple[Headers, str | None]:
+    """Return those headers that are attributes of the signal, and what is wrong with them, if anything."""
+    # Outside the prefix there may be anything: nested tables, bytes, floats. It is none of our business.
+    attributes: Headers = {}
+    reason: str | None = None
+    for key, value in headers.items():
+        if key.startswith(PREFIXES):
+            if type(value) is str or type(value) is int or type(value) is bool:
+                attributes[key] = value
+            else:
+                reason = reason or f"attribute {key[:80]!a} is {type(value).__name__}, not str, int or bool"
+    if _headers_bytes(attributes) > HEADERS_BYTES:
+        # A copy with our bookkeeping would not fit into a frame, so it could never be put aside.
+        reason = reason or f"its attributes have more than {HEADERS_BYTES} bytes"
+        attributes = {key: value for key, value in attributes.items() if len(str(value)) <= SMALL_CHARACTERS}
+        attributes = dict(list(attributes.items())[:SMALL_COUNT])
+    return attributes, reason
 
 
 def bookkeeping(incoming: Incoming, *, history: Sequence[Failure] | None = None, wait: Plan = NO_DELAY) -> Headers:
@@ -258,10 +275,10 @@ def _short(text: str) -> str:
     return text.encode("utf-8", "replace")[:SHORT_BYTES].decode("utf-8", "ignore")
 
 
-def _text(attributes: Headers, name: str) -> str | None:
-    value = attributes.get("cloudEvents_" + name)
+def _text(attributes: Headers, names: tuple[str, ...]) -> str | None:
+    value = attributes.get(names[0])
     if value is None:
-        value = attributes.get("cloudEvents:" + name) or attributes.get("ce-" + name)
+        value = attributes.get(names[1]) or attributes.get(names[2])
     return value if isinstance(value, str) else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 from ...errors import BusClosed, ConfigError, StorageError
 from .consumer import SqliteConsumer
+from .forks import guard
 from .intake import AnyOperation
 from .operations import Operation, Publish, Settle
 from .outbox import Outbox
@@ -30,7 +30,7 @@ class Errands:
         self._busy_timeout = busy_timeout
         self._counters = counters
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self.is_ours = True  # not in a forked child
         self._ticker: asyncio.TimerHandle | None = None
         self._unanswered = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -39,6 +39,7 @@ class Errands:
         self.consumers: set[SqliteConsumer] = set()
         self.open = False
         self.closed = False
+        guard(self)
 
     def future(self) -> asyncio.Future[Any]:
         """Return a future of the broker's event loop."""
@@ -66,7 +67,8 @@ class Errands:
         """Carry out a settlement; False once the broker is closed."""
         if self.closed:
             return False
-        self.check_process()
+        if not self.is_ours:
+            self.check_process()
         assert operation.future is not None
         self.submit(operation)
         settled = await operation.future
@@ -90,6 +92,8 @@ class Errands:
 
     def check(self) -> None:
         """Raise `BusClosed` or `ConfigError` if nothing can be asked here."""
+        if self.open and self.is_ours:
+            return
         self.check_process()
         if not self.open:
             raise BusClosed("the broker is not open")
@@ -101,17 +105,17 @@ class Errands:
                 "this broker was opened before the process forked; open one of its own in each process, after the fork"
             )
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether this is the process that opened the broker."""
-        return self._pid == os.getpid()
+    def forget(self) -> None:
+        """Ask nothing any more, in a forked child: the writer thread is the parent's."""
+        self.is_ours = False
 
     def report(self, operations: Sequence[AnyOperation], deliveries: Deliveries) -> None:
         """Take over what the writer thread has done; called on the event loop."""
+        release = self.outbox.release
         for operation in operations:
             operation.resolve()
-            if isinstance(operation, Publish):
-                self.outbox.release(operation)
+            if type(operation) is Publish:
+                release(operation)
         self._unanswered -= len(operations)
         for claimant, incoming in deliveries:
             claimant.sink(incoming)

@@ -30,7 +30,7 @@ class Operation(Generic[T]):
     broker is open: what it settles has happened already.
     """
 
-    __slots__ = ("deadline", "error", "future", "result", "since", "size")
+    __slots__ = ("deadline", "error", "future", "result", "since", "size", "weight")
     persistent: ClassVar[bool] = False
 
     def __init__(self, future: asyncio.Future[T] | None, deadline: float) -> None:
@@ -38,13 +38,9 @@ class Operation(Generic[T]):
         self.deadline = deadline
         self.since = 0.0  # when it was submitted
         self.size = 0
+        self.weight = 1  # how much work it is, in signals
         self.result: T | None = None
         self.error: SignalBusError | None = None
-
-    @property
-    def weight(self) -> int:
-        """How much work it is, in signals."""
-        return 1
 
     def apply(self, group: Group) -> None:
         """Do it in the group's transaction; raises `ConfigError` before it has changed anything."""
@@ -85,11 +81,9 @@ class Publish(Operation[Sequence[PublishOutcome]]):
     ) -> None:
         super().__init__(future, deadline)
         self.records = records
-        self.size = sum(len(record[1]) + len(record[2]) for record in records)
-
-    @property
-    def weight(self) -> int:
-        return len(self.records)
+        self.weight = len(records)
+        for record in records:
+            self.size += len(record[1]) + len(record[2])
 
     def apply(self, group: Group) -> None:
         group.publish(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from ...errors import Backpressure, BrokerError, BusClosed, SignalBusError, StorageError
 from ..base import PublishOutcome, PublishResult
@@ -32,10 +32,15 @@ class Outbox:
         """Whether anything waits for room."""
         return bool(self._waiting)
 
-    async def publish(self, records: Sequence[Record], deadline: float) -> Outcomes:
+    def publish(self, records: Sequence[Record], deadline: float) -> Awaitable[Outcomes]:
         """Store a batch in parts, and return its outcomes. Raises an error only if nothing of it was stored."""
-        if len(records) <= _CHUNK:
-            return await self._put(Publish(self._new_future(), deadline, records)) if records else ()
+        if 0 < len(records) <= _CHUNK:
+            return self._put(Publish(self._new_future(), deadline, records))
+        return self._publish_in_parts(records, deadline)
+
+    async def _publish_in_parts(self, records: Sequence[Record], deadline: float) -> Outcomes:
+        if not records:
+            return ()
         chunks = [records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK)]
         futures = [self._put(Publish(self._new_future(), deadline, chunk)) for chunk in chunks]
         return _joined(chunks, await asyncio.gather(*futures, return_exceptions=True))

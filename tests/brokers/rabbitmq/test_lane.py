@@ -27,7 +27,7 @@ from signalbus.brokers.rabbitmq import tolerant, wire
 from signalbus.brokers.rabbitmq.confirms import REFUSED, Confirmation, LaneConfirms, Lost
 from signalbus.brokers.rabbitmq.deadlines import LATE
 from signalbus.brokers.rabbitmq.driver import DriverFailure
-from signalbus.brokers.rabbitmq.lane import LaneReader, Received, Track, publication
+from signalbus.brokers.rabbitmq.lane import LaneReader, Persistent, Received, Track, publication
 from signalbus.brokers.rabbitmq.lane.decoding import of_header, read_header
 from signalbus.codec import decode, encode
 from signalbus.signals import Signal
@@ -112,6 +112,24 @@ def test_a_publish_has_the_bytes_of_the_generic_encoder(
         found.headers = dict(sorted(found.headers.items()))
     method = commands.Basic.Publish(exchange="signals", routing_key=key, mandatory=mandatory)
     assert publication(MINE, LIMIT, "signals", key, mandatory, found, body) == encoded([method, *content(found, body)])
+
+
+persistent = st.builds(
+    Persistent,
+    headers=st.dictionaries(texts, texts | st.booleans() | st.integers(-(2**63), 2**63 - 1), max_size=6),
+    content_type=st.none() | texts,
+    message_id=texts,
+    seconds=st.integers(0, 2**32 - 1),
+    message_type=texts,
+)
+
+
+@given(persistent, bodies)
+def test_a_persistent_message_has_the_bytes_of_the_generic_encoder(found: Persistent, body: bytes) -> None:
+    found = found._replace(headers=dict(sorted(found.headers.items())))
+    method = commands.Basic.Publish(exchange="signals", routing_key="a.b", mandatory=True)
+    frames = publication(MINE, LIMIT, "signals", "a.b", True, found, body)
+    assert frames == encoded([method, *content(found.generic(), body)])
 
 
 @pytest.mark.parametrize(
@@ -470,11 +488,11 @@ class Publishes:
     """Messages under way on a lane, and the broker's answers to them."""
 
     reader: LaneReader
-    answered: list[int] = field(default_factory=list[int])
+    answered: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # messages, and their size
     sent: list[Confirmation] = field(default_factory=list[Confirmation])
 
     def __post_init__(self) -> None:
-        self.confirms = LaneConfirms(MINE, self.reader, self.answered.append, lambda: None)
+        self.confirms = LaneConfirms(MINE, self.reader, lambda *found: self.answered.append(found), lambda: None)
 
     def send(self, count: int) -> None:
         for _ in range(count):
@@ -504,7 +522,7 @@ async def test_a_confirm_for_many_answers_all_that_are_open_up_to_it() -> None:
     under_way = publishes(5)
     under_way.answer(confirm(2, False, False), confirm(4, True, True))
     assert under_way.results == [CONFIRMED, REFUSED, CONFIRMED, CONFIRMED, None]
-    assert under_way.answered == [2, 1, 3, 4]
+    assert under_way.answered == [(1, 2), (3, 1 + 3 + 4)]
 
 
 async def test_a_refusal_of_many_refuses_all_of_them() -> None:
@@ -517,14 +535,14 @@ async def test_row_39_returned_messages_are_told_from_stored_ones() -> None:
     under_way = publishes(4)
     under_way.answer(unwanted(2), unwanted(4), confirm(4, True, True))
     assert under_way.results == [CONFIRMED, RETURNED, CONFIRMED, RETURNED]
-    assert under_way.answered == [1, 2, 3, 4]
+    assert under_way.answered == [(4, 1 + 2 + 3 + 4)]
 
 
 async def test_answers_that_nobody_waits_for_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     under_way = publishes(1)
     under_way.answer(confirm(9, False, True), unwanted(9), confirm(1, False, True), confirm(1, False, True))
     assert under_way.results == [CONFIRMED]
-    assert under_way.answered == [1]
+    assert under_way.answered == [(1, 1)]
     assert len(caplog.records) == 3
 
 
@@ -539,13 +557,13 @@ async def test_a_lost_channel_answers_all_that_is_open() -> None:
 async def test_an_answer_after_the_wait_was_cancelled_is_still_counted() -> None:
     under_way = publishes(1)
     loop = asyncio.get_running_loop()
-    waiting = asyncio.create_task(under_way.confirms.wait(under_way.sent[0], loop.time() + 10))
+    waiting = asyncio.ensure_future(under_way.confirms.wait(under_way.sent[0], loop.time() + 10))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])
     under_way.answer(confirm(1, False, True))
     assert waiting.cancelled()
-    assert under_way.answered == [1]
+    assert under_way.answered == [(1, 1)]
 
 
 async def test_each_wait_ends_at_its_own_deadline() -> None:
@@ -566,7 +584,7 @@ async def test_each_wait_ends_at_its_own_deadline() -> None:
     assert ends[0] >= 0.2
     assert under_way.results == [LATE, LATE, CONFIRMED]
     under_way.answer(confirm(2, True, True))
-    assert under_way.answered == [3, 1, 2]  # the window counts messages, not who waits for them
+    assert under_way.answered == [(1, 3), (2, 1 + 2)]  # the window counts messages, not who waits for them
 
 
 # Acknowledgements

@@ -21,6 +21,7 @@ from signalbus.delivery import DeadLetter, DeadReason, Failure
 from signalbus.signals import Signal
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SECONDS = int(NOW.timestamp())
 
 
 def _signal(**headers: Any) -> EncodedSignal:
@@ -56,24 +57,25 @@ def test_a_signal_comes_back_as_it_went() -> None:
         extensions={"n": 2**31 - 1, "b": True},
     )
     encoded = encode(signal)
-    message = _message(wire.properties(encoded, "m", NOW), encoded.body)
+    message = _message(wire.persistent(encoded, "m", SECONDS).generic(), encoded.body)
     incoming = wire.read(message, counted=True).incoming
     assert decode(incoming.signal) == decode(encoded)
     assert (incoming.attempt, incoming.crashes, incoming.malformed, incoming.redelivered) == (1, 0, None, False)
 
 
 def test_the_message_is_persistent_and_has_its_own_id() -> None:
-    properties = wire.properties(_signal(), "m-1", NOW)
+    properties = wire.persistent(_signal(), "m-1", SECONDS).generic()
     assert properties.delivery_mode == 2
     assert properties.message_id == "m-1"
     assert properties.message_type == "order.placed"
+    assert properties.timestamp == NOW
 
 
 def test_a_content_type_too_long_for_its_property_travels_all_the_same() -> None:
     content_type = "application/json; note=" + "é" * 200
     encoded = EncodedSignal("1", "a.b", {"cloudEvents_id": "1"}, b"{}", content_type)
     assert (
-        wire.read(_message(wire.properties(encoded, "m", NOW)), counted=True).incoming.signal.content_type
+        wire.read(_message(wire.persistent(encoded, "m", SECONDS).generic()), counted=True).incoming.signal.content_type
         == content_type
     )
 
@@ -107,7 +109,7 @@ def test_bookkeeping_travels_in_a_copy() -> None:
     failure = Failure(attempt=2, error="E", message="m", at=NOW, session="s", traceback="t")
     incoming = Incoming(signal=_signal(), attempt=3, crashes=2, history=(failure,), malformed="why")
     headers = wire.bookkeeping(incoming, wait=delays.plan(6.5))
-    read = _read(wire.properties(incoming.signal, "m", NOW, headers))
+    read = _read(wire.persistent(incoming.signal, "m", SECONDS, headers).generic())
     assert (read.incoming.attempt, read.incoming.crashes, read.incoming.malformed) == (3, 2, "why")
     assert read.incoming.history == (failure,)
     assert read.wait == delays.plan(6.5)
@@ -187,7 +189,9 @@ def test_a_dead_letter_comes_back_with_its_reason() -> None:
     incoming = Incoming(signal=_signal(), attempt=5, crashes=1)
     settlement = DeadLetter(DeadReason.ATTEMPTS, "5 attempts", (_failure(5, 3),))
     headers = wire.dead_letter(incoming, settlement, "billing", NOW)
-    stored = wire.read_dead_letter(_message(wire.properties(incoming.signal, "m", NOW, headers)), "signalbus.q.")
+    stored = wire.read_dead_letter(
+        _message(wire.persistent(incoming.signal, "m", SECONDS, headers).generic()), "signalbus.q."
+    )
     assert (stored.subscription, stored.reason, stored.detail) == (
         "billing",
         DeadReason.ATTEMPTS,

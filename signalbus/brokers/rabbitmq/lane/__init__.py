@@ -16,9 +16,21 @@ The driver takes a connection for dead when it sees no frame for long, so it is 
 
 from __future__ import annotations
 
-from .decoding import Received, of_header
-from .encoding import publication
+from .decoding import Received, Simple, of_header
+from .encoding import Persistent, Properties, publication
 from .stream import LaneReader, attach, lane_of, open_lane
 from .track import Track
 
-__all__ = ["LaneReader", "Received", "Track", "attach", "lane_of", "of_header", "open_lane", "publication"]
+__all__ = [
+    "LaneReader",
+    "Persistent",
+    "Properties",
+    "Received",
+    "Simple",
+    "Track",
+    "attach",
+    "lane_of",
+    "of_header",
+    "open_lane",
+    "publication",
+]

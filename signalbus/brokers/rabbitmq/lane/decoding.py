@@ -16,6 +16,8 @@ from pamqp.header import ContentHeader
 
 from .. import tolerant
 
+SIMPLE_BYTES = 32 * 1024  # of a table: larger ones are rare, and somebody's mistake
+
 _FLAGS_AT, _PROPERTIES_AT = 12, 14  # behind class, weight and body size
 _FLAGS = struct.Struct(">H")
 _LENGTH = struct.Struct(">I")
@@ -38,6 +40,12 @@ _CORRELATION_ID, _REPLY_TO, _EXPIRATION = _flag["correlation_id"], _flag["reply_
 _MESSAGE_ID, _TIMESTAMP, _TYPE = _flag["message_id"], _flag["timestamp"], _flag["message_type"]
 _OF_REQUESTS = _CORRELATION_ID | _REPLY_TO | _EXPIRATION
 _UNUSUAL = 0xFFFF & ~(_CONTENT_TYPE | _HEADERS | _DELIVERY_MODE | _OF_REQUESTS | _MESSAGE_ID | _TIMESTAMP | _TYPE)
+
+
+class Simple(dict[str, str | int | bool]):
+    """A table that has been seen to hold texts, integers and booleans only, and to be of a usual size."""
+
+    __slots__ = ()
 
 
 class Properties(NamedTuple):
@@ -139,9 +147,11 @@ def _usual(payload: bytes) -> Properties | None:
     return Properties(headers, content_type, message_id, message_type, correlation_id, reply_to)
 
 
-def _usual_table(payload: bytes, at: int, end: int) -> dict[str, object] | None:
+def _usual_table(payload: bytes, at: int, end: int) -> Simple | None:
     """Read a table of texts, integers and booleans."""
-    table: dict[str, object] = {}
+    if end - at > SIMPLE_BYTES:
+        return None
+    table = Simple()
     while at < end:
         start, at = at + 1, at + 1 + payload[at]
         name = payload[start:at].decode()

@@ -7,13 +7,14 @@ and what is rare is left to pamqp.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
+from typing import NamedTuple
 
 from pamqp import commands, encode, frame
-from pamqp.common import FieldTable
+from pamqp.common import FieldValue
 
 _PROPERTIES = tuple(commands.Basic.Properties.__slots__)
 _values_of = attrgetter(*_PROPERTIES)
@@ -22,12 +23,36 @@ _REMEMBERED = 1_024
 
 _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">BHIHHQH")  # frame, then class, weight, body size, flags
-_TEXT = struct.Struct(">sI")
 _TIME = struct.Struct(">Q")
 _SHORT = [bytes((length,)) for length in range(256)]
 _HEADER_KIND, _BODY_KIND, _END = 2, 3, b"\xce"
 _BASIC = commands.Basic.frame_id
 _FIXED = 14  # class, weight, body size and flags
+_PERSISTENT = 2
+
+
+class Persistent(NamedTuple):
+    """The properties of a persistent message that has these and no others. ``seconds``: its time, since 1970."""
+
+    headers: Mapping[str, str | int | bool]
+    content_type: str | None
+    message_id: str
+    seconds: int
+    message_type: str
+
+    def generic(self) -> commands.Basic.Properties:
+        """Return the same for the driver."""
+        return commands.Basic.Properties(
+            content_type=self.content_type,
+            headers=dict(self.headers),
+            delivery_mode=_PERSISTENT,
+            message_id=self.message_id,
+            timestamp=datetime.fromtimestamp(self.seconds, UTC),
+            message_type=self.message_type,
+        )
+
+
+Properties = commands.Basic.Properties | Persistent
 
 
 def publication(
@@ -36,14 +61,14 @@ def publication(
     exchange: str,
     key: str,
     mandatory: bool,
-    properties: commands.Basic.Properties,
+    properties: Properties,
     body: bytes,
 ) -> bytes:
     """Return the frames of a publish. ``limit``: bytes of the body in one frame, at most.
 
     Raises TypeError, ValueError or OverflowError if it cannot be encoded.
     """
-    flags, encoded = _properties(properties)
+    flags, encoded = _persistent(properties) if isinstance(properties, Persistent) else _properties(properties)
     size = len(body)
     parts = [
         _method(channel, exchange, key, mandatory),
@@ -72,15 +97,30 @@ def _properties(properties: commands.Basic.Properties) -> tuple[int, bytes]:
     return flags, b"".join(parts)
 
 
-def _table(headers: FieldTable) -> bytes:
+def _persistent(found: Persistent) -> tuple[int, bytes]:
+    headers, content_type, message_id, seconds, message_type = found
+    if not (headers and content_type and message_id and message_type):
+        return _properties(found.generic())  # what is empty is left out
+    return _PERSISTENT_FLAGS, b"".join(
+        (
+            _remembered(content_type),
+            _table(headers),
+            _MODE,
+            _short(message_id),
+            _TIME.pack(seconds),
+            _remembered(message_type),
+        )
+    )
+
+
+def _table(headers: Mapping[str, FieldValue]) -> bytes:
     parts: list[bytes] = []
     for name, value in headers.items():
-        parts.append(_name(name))
         if type(value) is str:
             text = value.encode()
-            parts += (_TEXT.pack(b"S", len(text)), text)
+            parts += (_text_name(name), len(text).to_bytes(4), text)
         else:
-            parts.append(encode.encode_table_value(value))
+            parts += (_name(name), encode.encode_table_value(value))
     encoded = b"".join(parts)
     return len(encoded).to_bytes(4) + encoded
 
@@ -88,6 +128,11 @@ def _table(headers: FieldTable) -> bytes:
 @lru_cache(_REMEMBERED)
 def _name(name: str) -> bytes:
     return encode.field_table({name: None})[4:-1]  # without the table's size, and the mark of None
+
+
+@lru_cache(_REMEMBERED)
+def _text_name(name: str) -> bytes:
+    return _name(name) + b"S"
 
 
 def _short(text: str) -> bytes:
@@ -114,3 +159,8 @@ _writer_of: dict[str, Callable[..., bytes]] = {
 }
 _FLAGS = tuple(commands.Basic.Properties.flags[name] for name in _PROPERTIES)
 _WRITERS = tuple(_writer_of[name] for name in _PROPERTIES)
+_PERSISTENT_FLAGS = sum(
+    commands.Basic.Properties.flags[name]
+    for name in ("content_type", "headers", "delivery_mode", "message_id", "timestamp", "message_type")
+)
+_MODE = encode.octet(_PERSISTENT)

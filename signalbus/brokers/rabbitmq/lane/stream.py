@@ -105,7 +105,11 @@ class LaneReader(asyncio.StreamReader):
                 if channel == 0 and kind == METHOD:
                     self._watch(data, start)
             elif data[after - 1] == _END:
-                if track.take(kind, data, start, after - 1):
+                if kind == METHOD and (end := track.take_whole(channel, data, start, after - 1)):
+                    if begin < at:
+                        others.append(data[begin:at])
+                    begin = after = end
+                elif track.take(kind, data, start, after - 1):
                     others.append(data[begin:at])
                     begin = after
                 elif track.over:

@@ -16,10 +16,13 @@ log = logging.getLogger(__name__)
 
 METHOD, HEADER, BODY = constants.FRAME_METHOD, constants.FRAME_HEADER, constants.FRAME_BODY
 
+_FRAME = struct.Struct(">BHI")
 _METHOD = struct.Struct(">I")
 _TAG = struct.Struct(">QB")  # delivery tag and flags, of Basic.Ack, Basic.Nack and Basic.Deliver
 _BODY_SIZE = struct.Struct(">4xQ")
 _LEAST_HEADER = 14  # bytes of class, weight, body size and flags
+_END = constants.FRAME_END
+_BEFORE, _AROUND = _FRAME.size, _FRAME.size + 1  # bytes of a frame before its payload, and besides it
 _FLAG = 1  # ``multiple`` of a confirm, ``redelivered`` of a delivery
 
 _DELIVER, _RETURN = commands.Basic.Deliver.index, commands.Basic.Return.index
@@ -44,6 +47,7 @@ class Track:
     ended: Callable[[], None]
     over: bool = False
     _consumer: bytes = b""  # its tag, as it is in frames
+    _delivery: bytes = b""  # how a delivery for it begins
     _deliver: Take | None = None
     _message: Received | None = None  # one that lacks its header or some of its body
     _receiver: Take | None = None  # where it goes
@@ -53,6 +57,30 @@ class Track:
     def listen(self, consumer: str, deliver: Take) -> None:
         """Hand over the messages for the consumer with this tag; the driver gets those for others."""
         self._consumer, self._deliver = encode.short_string(consumer), deliver
+        self._delivery = _METHOD.pack(_DELIVER) + self._consumer
+
+    def take_whole(self, channel: int, data: bytes, start: int, end: int) -> int:
+        """Handle a delivery with the method in ``data[start:end]``, if all of its frames are there, one after another.
+
+        Returns where the last of them ends; 0 for anything else, which `take` does frame by frame. Nearly all
+        deliveries come like this, and take half the time.
+        """
+        if self._deliver is None or self._message is not None or not data.startswith(self._delivery, start):
+            return 0
+        head = end + 1 + _BEFORE  # past the mark at the end of the method's frame
+        after_head = _end_of(HEADER, channel, data, end + 1)
+        if not after_head or after_head - head <= _LEAST_HEADER:
+            return 0
+        size, body = _BODY_SIZE.unpack_from(data, head)[0], after_head + _BEFORE
+        after = _end_of(BODY, channel, data, after_head) if size else after_head
+        if size and after - body - 1 != size:
+            return 0
+        message = _delivery(data, start + len(self._delivery))
+        message.properties = read_header(data[head : after_head - 1])
+        if size:
+            message.body = data[body : after - 1]
+        _hand_over(message, self._deliver)
+        return after
 
     def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """Handle the frame with the payload ``data[start:end]``. False: the driver is to do it."""
@@ -110,11 +138,24 @@ class Track:
         message.body = body
         self._message = self._receiver = None
         self._parts.clear()
-        try:
-            receiver(message)
-        except Exception:
-            # A bug of ours. It must not pass for a failure of the connection, which asyncio would make of it.
-            log.critical("delivery %d could not be taken", message.tag, exc_info=True)
+        _hand_over(message, receiver)
+
+
+def _hand_over(message: Received, receiver: Take) -> None:
+    try:
+        receiver(message)
+    except Exception:
+        # A bug of ours. It must not pass for a failure of the connection, which asyncio would make of it.
+        log.critical("delivery %d could not be taken", message.tag, exc_info=True)
+
+
+def _end_of(kind: int, channel: int, data: bytes, at: int) -> int:
+    """Return where the frame at ``at`` ends; 0 unless all of it is there, and it is of this kind and channel."""
+    if at + _AROUND > len(data):
+        return 0
+    found, its_channel, length = _FRAME.unpack_from(data, at)
+    end: int = at + _AROUND + length
+    return end if found == kind and its_channel == channel and end <= len(data) and data[end - 1] == _END else 0
 
 
 def _delivery(data: bytes, at: int) -> Received:

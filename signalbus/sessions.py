@@ -106,7 +106,10 @@ def encode_report(report: SessionReport) -> bytes:
 def decode_report(encoded: bytes) -> SessionReport:
     """Return a report that travelled; an empty one if it cannot be read (another version's)."""
     try:
-        fields = cast("Mapping[str, list[Mapping[str, object]]]", orjson.loads(encoded))
+        read: object = orjson.loads(encoded)
+        if not isinstance(read, dict):
+            return SessionReport()
+        fields = cast("Mapping[str, list[Mapping[str, object]]]", read)
         published = cast("object", fields.get("published"))
         return SessionReport(
             subscriptions=tuple(_service(service) for service in fields["subscriptions"]),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from ...codec import PREFIX, EncodedSignal
 from ...deadletters.death import to_send
-from ...signals import utc_now
 from ..base import PublishOutcome, PublishResult
 from . import wire
 from .publishing import UNSENT, Envelope, Publisher
@@ -45,7 +45,7 @@ class Replaying:
             signal = replace(signal, headers={_ID: signal.id, **signal.headers})
         if (problem := wire.problem_of(signal)) is not None:
             return PublishOutcome(PublishResult.REFUSED, problem)
-        properties = wire.properties(signal, self._publisher.next_id(), utc_now())
+        properties = wire.persistent(signal, self._publisher.next_id(), int(time.time()))
         return Envelope("", self.queue(subscription), properties, signal.body)
 
 

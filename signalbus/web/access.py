@@ -62,7 +62,7 @@ class Access:
         """Read ``host:port`` and the token, from a file or ``SIGNALBUS_TOKEN``; the file wins. Raises `ConfigError`."""
         environment = os.environ if environment is None else environment
         host, port = split_address(listen)
-        token = _from_file(token_file) if token_file is not None else environment.get(TOKEN) or None
+        token = token_from_file(token_file) if token_file is not None else environment.get(TOKEN) or None
         return cls(host=host, port=port, token=token, names=names)
 
     @property
@@ -124,7 +124,8 @@ def split_address(listen: str) -> tuple[str, int]:
     return name, int(port)
 
 
-def _from_file(path: Path) -> str:
+def token_from_file(path: Path) -> str:
+    """Return the token in a file. Raises `ConfigError`, also if others may read it."""
     try:
         token = path.read_text(encoding="ascii").strip()
         mode = path.stat().st_mode

@@ -137,6 +137,8 @@ class DeadlineProtocol(H11Protocol):
         super().on_response_complete()
         if not self._answering:
             self._others.idle(self)
+            if self.conn.trailing_data[0]:  # the next one has begun already
+                self._await_head()
         if self.transport.get_write_buffer_size():
             self._await_reader()
 

@@ -33,12 +33,18 @@ class WebServer:
         self.app = app
         self._access = access
         self._limits = limits
+        self._server: _Server | None = None
 
     @property
     def url(self) -> str:
         """Where it is."""
         host = f"[{self._access.host}]" if ":" in self._access.host else self._access.host
         return f"http://{host}:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.server_state.connections) if self._server else 0
 
     async def serve(self) -> None:
         """Listen until cancelled; then end streams, and let requests end within ``drain_seconds``.
@@ -49,7 +55,7 @@ class WebServer:
         closing.clear()
         listening = await asyncio.to_thread(_bound, self._access)
         self.port = listening.getsockname()[1]
-        server = _Server(Config(self.app, self._limits), self.ready)
+        server = self._server = _Server(Config(self.app, self._limits), self.ready)
         running = asyncio.create_task(server.serve(sockets=[listening]), name="web/server")
         try:
             await asyncio.shield(running)

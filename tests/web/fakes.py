@@ -201,7 +201,7 @@ def _fits(summary: LetterSummary, query: LetterQuery) -> bool:
         and (not query.patterns or any(parse(pattern).matches(summary.type) for pattern in query.patterns))
         and (not query.error or query.error in (summary.error, summary.error.rpartition(".")[2]))
         and (not query.signal or summary.signal == query.signal)
-        and summary.state in query.states
+        and (not query.states or summary.state in query.states)
         and (query.since is None or died >= query.since)
         and (query.until is None or died <= query.until)
     )

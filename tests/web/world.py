@@ -61,14 +61,15 @@ async def world(
     limits: Limits | None = None,
     pages: Sequence[BaseRoute] = (),
     store: TraceStore | None = None,
+    reader: TraceReader | None = None,
     **options: Unpack[AppOptions],
 ) -> AsyncGenerator[World]:
-    """Yield a bus and a server that looks at it. ``store``: traces of another store."""
+    """Yield a bus and a server that looks at it. ``store`` or ``reader``: of traces of another one."""
     troubles: list[str] = []
     keeper = letters or FakeLetters()
     async with Bus(f"sqlite:///{tmp_path}/bus.db", name="looking") as bus:
         assert isinstance(bus.broker, SqliteBroker)
-        async with TraceReader(store) if store else await bus.broker.traces(5.0) as traces:
+        async with reader or (TraceReader(store) if store else await bus.broker.traces(5.0)) as traces:
             inspection = Inspection(bus=bus, traces=traces, letters=keeper, troubles=lambda: troubles)
             server = WebServer(create_app(inspection, access, pages, **options), access, limits or Limits())
             async with serving(server):

@@ -31,8 +31,8 @@ from ..deadletters.pace import pace_of
 from ..deadletters.sender import send_all
 from ..deadletters.transitions import Claim
 from ..errors import BrokerError, BusClosed, ConfigError, StorageError
-from ..ledger import Batch, Origin, Replayed
-from ..ledger.facts import to_row
+from ..ledger import Batch, Origin
+from ..ledger.facts import Row, to_row
 from ..signals import new_id
 from . import graves
 from .graves import Sending
@@ -152,9 +152,10 @@ class RouterLetters(Keeper):
             nonlocal told
             looked, sending = await self._order(lambda connection, now: graves.take_up(connection, replay, limit, now))
             if sending:
+                before = time.time()  # a subscriber may have it, and tell, before we know that it was sent
                 outcomes = await self._return(sending)
                 facts = await self._order(lambda connection, now: graves.note(connection, sending, outcomes, now))
-                self._tell(recorder, told + 1, facts)
+                self._tell(recorder, told + 1, [to_row(before, fact) for fact in facts])
                 told += len(facts)
             return looked
 
@@ -169,11 +170,10 @@ class RouterLetters(Keeper):
             await self._order(lambda connection, _: transitions.laid_down(connection, numbers))
             raise
 
-    def _tell(self, recorder: str, first: int, facts: Sequence[Replayed]) -> None:
+    def _tell(self, recorder: str, first: int, facts: Sequence[Row]) -> None:
         if facts:
-            now = time.time()
             origin = Origin(recorder=recorder, session=NAME, name=NAME, host=socket.gethostname(), pid=os.getpid())
-            self._broker.append([Batch(origin=origin, first=first, rows=[to_row(now, fact) for fact in facts])])
+            self._broker.append([Batch(origin=origin, first=first, rows=facts)])
 
     async def _unfinished(self) -> Sequence[tuple[str, float]]:
         try:

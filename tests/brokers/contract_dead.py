@@ -14,10 +14,16 @@ from signalbus import Bus, ConfigError, Delivery, Reject, RetryPolicy, Signal
 from signalbus.brokers.rabbitmq.broker import RabbitBroker
 from signalbus.brokers.sqlite.broker import SqliteBroker
 from signalbus.deadletters import DeadLetters, LetterQuery, LetterState, LetterSummary, Replay
+from signalbus.ledger import Replayed
 from signalbus.router.daemon import Router
 from signalbus.router.letters import RouterLetters
 from signalbus.trace.listing import Retention
+from signalbus.trace.model import End, SignalTrace, State
+from signalbus.trace.reader import TraceReader
+from signalbus.trace.rendering_tree import render_tree
+from signalbus.trace.store import SqliteStore
 from tests.brokers.contract import contract
+from tests.brokers.contract_ledger import traced
 from tests.brokers.world import DEADLINE, Inbox, World, wait_until
 
 EVERYTHING = LetterQuery(states=frozenset(LetterState), limit=1_000)
@@ -56,6 +62,13 @@ async def routing(world: World, path: Path) -> AsyncIterator[Router]:
     finally:
         serving.cancel()
         await asyncio.wait([serving])
+
+
+async def traces_of(world: World, bus: Bus) -> TraceReader:
+    """The traces in the file that dead letters are kept in."""
+    if isinstance(bus.broker, SqliteBroker):
+        return await bus.broker.traces(DEADLINE)
+    return TraceReader(await asyncio.to_thread(lambda: SqliteStore(world.directory / "router.db", read_only=True)))
 
 
 class Patient:
@@ -289,6 +302,62 @@ async def without_its_subscription_a_dead_letter_stays_dead_and_says_why(world: 
         end = await settled(letters, await letters.replay(this(letter), by="ann"))
         assert (end.returned, end.acked) == (0, 1)
     assert work.seen == [(receipt.id, 1)] * 2
+
+
+@contract
+async def a_subscription_that_is_deleted_after_a_replay_was_sent_ends_it(world: World) -> None:
+    gate = asyncio.Event()
+    failing = [True]
+
+    async def work(data: object) -> None:
+        if failing[0]:
+            raise Reject("no")
+        await gate.wait()
+
+    bus = world.bus()
+    subscription = bus.subscribe("work.item", handler=work, name="work", retry=ONCE, concurrency=1, prefetch=1)
+    async with bus, keeping(world, bus) as letters:
+        await bus.publish_many([Signal(type="work.item", data=number) for number in range(2)])
+        await dead(letters, 2)
+        failing[0] = False
+        replay = await letters.replay(LetterQuery(), by="ann")
+
+        async def pending() -> bool:
+            now = await letters.progress(replay.id)
+            return now is not None and now.pending == 2
+
+        await wait_until(pending, message="the replay to be sent")
+        deleting = asyncio.create_task(subscription.cancel(delete=True))
+        gate.set()
+        await deleting
+        end = await settled(letters, replay)
+        assert (end.returned, end.cancelled, end.acked + end.died_again) == (0, 0, 2)
+        assert end.died_again >= 1
+        assert "was deleted after this was sent" in (await dead(letters, end.died_again))[0].note
+
+
+@contract
+async def a_replay_is_in_the_trace_of_its_signal(world: World) -> None:
+    work = Patient()
+    async with world.serving("work.item", handler=work, retry=ONCE) as bus, keeping(world, bus) as letters:
+        receipt = await bus.publish("work.item", 1)
+        [letter] = await dead(letters, 1)
+        work.healthy = True
+        await settled(letters, await letters.replay(this(letter), by="ann"))
+        async with await traces_of(world, bus) as traces:
+
+            def told(root: SignalTrace) -> bool:
+                return State.ACKED in root.states and bool(root.deliveries[0].replays)
+
+            trace = await traced(traces, receipt.id, told)
+    [delivery] = trace.root.deliveries
+    assert [(attempt.number, attempt.replay, attempt.end) for attempt in delivery.attempts] == [
+        (1, 0, End.DEAD),
+        (1, 1, End.ACKED),
+    ]
+    [fact] = delivery.replays
+    assert fact.step == Replayed(signal=receipt.id, type="work.item", subscription="work", by="ann")
+    assert "↺ replayed" in render_tree(trace)
 
 
 @contract

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from signalbus.codec import EncodedSignal
+from signalbus.codec import EncodedSignal, HeaderValue
 from signalbus.deadletters import schema
 from signalbus.deadletters.death import Death
 from signalbus.deadletters.model import LetterQuery, LetterState
@@ -29,8 +30,13 @@ def tables() -> sqlite3.Connection:
     return connection
 
 
-def content(signal: str = "signal-1", body: bytes = b"{}", kind: str = "order.placed", **headers: str) -> EncodedSignal:
-    return EncodedSignal(signal, kind, headers, body, "application/json")
+def content(
+    signal: str = "signal-1",
+    body: bytes = b"{}",
+    kind: str = "order.placed",
+    headers: Mapping[str, HeaderValue] | None = None,
+) -> EncodedSignal:
+    return EncodedSignal(signal, kind, headers or {}, body, "application/json")
 
 
 def failure(error: str = "ValueError", traceback: str = TRACEBACK) -> Failure:

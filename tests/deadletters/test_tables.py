@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from signalbus.deadletters import audit, queries, schema, transitions
 from signalbus.deadletters.death import Death
-from signalbus.deadletters.model import LetterQuery, LetterState, Replay
+from signalbus.deadletters.model import OPEN_STATES, LetterQuery, LetterState, Replay
 from signalbus.deadletters.recording import known_death, record
 from signalbus.deadletters.selection import Condition, one_of
 from signalbus.deadletters.transitions import Claim, Copy
@@ -216,8 +216,8 @@ class Lives(RuleBasedStateMachine):
         row = self.connection.execute("SELECT number FROM letters WHERE signal = ?", (f"signal-{number}",)).fetchone()
         return int(row[0])
 
-    def _query(self, chosen: Sequence[int], **more: frozenset[LetterState]) -> LetterQuery:
-        return LetterQuery(ids=tuple(death(f"signal-{number}").letter for number in chosen), **more)
+    def _query(self, chosen: Sequence[int], states: frozenset[LetterState] = OPEN_STATES) -> LetterQuery:
+        return LetterQuery(ids=tuple(death(f"signal-{number}").letter for number in chosen), states=states)
 
     @rule(number=st.integers(0, 5))
     def die(self, number: int) -> None:

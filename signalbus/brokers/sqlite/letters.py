@@ -18,8 +18,8 @@ from ...deadletters.pace import pace_of
 from ...deadletters.sender import send_all
 from ...deadletters.transitions import Claim
 from ...errors import BusClosed, SignalBusError, StorageError
-from ...ledger import Batch, Origin, Replayed
-from ...ledger.facts import to_row
+from ...ledger import Batch, Origin
+from ...ledger.facts import Row
 from ...sessions import SessionInfo
 from ...signals import new_id
 from ...supervision import Supervisor
@@ -106,11 +106,11 @@ class SqliteLetters(Keeper):
         await send_all(replay, rate, send)
         self._ours.discard(replay)
 
-    def _tell(self, recorder: str, first: int, facts: Sequence[Replayed]) -> None:
+    def _tell(self, recorder: str, first: int, facts: Sequence[Row]) -> None:
         if facts:
-            info, now = self._session(), time.time()
+            info = self._session()
             origin = Origin(recorder=recorder, session=info.id, name=info.name, host=info.host, pid=info.pid)
-            self._append([Batch(origin=origin, first=first, rows=[to_row(now, fact) for fact in facts])])
+            self._append([Batch(origin=origin, first=first, rows=facts)])
 
     def _gave_up(self, _: BaseException) -> None:
         # Supervised and logged; what it has not sent must not wait for somebody who does not come.

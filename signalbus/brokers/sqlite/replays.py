@@ -15,6 +15,7 @@ from ...deadletters.selection import Condition, of_replay
 from ...deadletters.transitions import Copy
 from ...errors import Backpressure
 from ...ledger import Replayed
+from ...ledger.facts import Row, to_row
 from .deaths import content, put_on_record, unrecorded
 from .group import Group
 from .records import pack
@@ -65,15 +66,15 @@ def catch_up(group: Group) -> None:
     group.changes.written += (recorded + moved) * _ROW_BYTES
 
 
-def send(group: Group, replay: str, limit: int) -> tuple[int, Sequence[Replayed]]:
-    """Put up to ``limit`` dead letters of a replay back; return how many were taken on, and those that were sent."""
+def send(group: Group, replay: str, limit: int) -> tuple[int, Sequence[Row]]:
+    """Put up to ``limit`` dead letters of a replay back; return how many were taken on, and facts of what was sent."""
     desk = group.changes.desk
     if desk.short_of_space:
         raise Backpressure(desk.short_of_space)
     connection, now = group.connection, desk.clock.wall()
     by = _asker(connection, replay)
     copies: list[Copy] = []
-    facts: list[Replayed] = []
+    facts: list[Row] = []
     size = taken = 0
     for letter, position, subscription, signal, signal_type in queries.waiting(connection, replay, limit):
         if size > _TOGETHER_BYTES:
@@ -85,7 +86,8 @@ def send(group: Group, replay: str, limit: int) -> tuple[int, Sequence[Replayed]
             continue
         size += len(death.content.body)
         copies.append(Copy(letter=letter, queue=entry.id, signal=group.requeue(entry.id, pack(to_send(death.content)))))
-        facts.append(Replayed(signal=signal, type=signal_type, subscription=subscription, by=by))
+        # Told with the time of now: a subscriber may have it before this is committed and told.
+        facts.append(to_row(now, Replayed(signal=signal, type=signal_type, subscription=subscription, by=by)))
     transitions.sent(connection, copies, at=now)
     group.changes.written += taken * _ROW_BYTES
     return taken, facts

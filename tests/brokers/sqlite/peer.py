@@ -17,6 +17,7 @@ from signalbus.brokers.sqlite.lock import FairLock
 from signalbus.brokers.sqlite.sessions import SessionLock
 from signalbus.brokers.sqlite.store import touch_topology
 from signalbus.config import SqliteUrl
+from signalbus.deadletters import LetterQuery
 from signalbus.delivery import ACK
 from signalbus.errors import BrokerError
 from signalbus.sessions import DownReason
@@ -50,6 +51,15 @@ async def hold(path: Path, count: str) -> None:
     await told()
     await broker.aclose()
     say("closed")
+
+
+async def replay(path: Path) -> None:
+    """Replay all dead letters, one a second."""
+    broker = await open_broker(path)
+    letters = await broker.letters(SECONDS)
+    replay = await letters.replay(LetterQuery(), by="peer", rate=1.0)
+    say(f"{replay.id} {replay.total}")
+    await told()
 
 
 async def fork_and_hold(path: Path) -> None:
@@ -327,7 +337,7 @@ def count_locks(path: Path, rounds: str) -> None:
     say("done")
 
 
-_ASYNC = (hold, fork_and_hold, linger, publish, handle, echo, compete)
+_ASYNC = (hold, replay, fork_and_hold, linger, publish, handle, echo, compete)
 _ASYNC_SESSIONS = (sit, watch, respond, fork_and_respond, ask, flood)
 ASYNC_ROLES = {role.__name__: role for role in (*_ASYNC, *_ASYNC_SESSIONS)}
 ROLES = {role.__name__: role for role in (lock, exclude, read, count_locks, mayflies)}

@@ -7,6 +7,7 @@ away or replaced is opened anew: else facts would go, with success, to a file th
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,15 +32,16 @@ class RouterStore:
     ``trouble`` says why the newest call failed; it is empty again once one has worked.
     """
 
-    def __init__(self, path: Path, *, busy_timeout: float = BUSY_SECONDS) -> None:
+    def __init__(self, path: Path, *, busy_timeout: float | None = None) -> None:
         self.path = path
         self.trouble = ""
-        self._busy_timeout = busy_timeout
+        self._busy_timeout = BUSY_SECONDS if busy_timeout is None else busy_timeout
         self._lock = threading.Lock()  # of what is open, not of writing: SqliteStore sees to that
         self._store: SqliteStore | None = None
         self._place: Place | None = None
-        self._log: Place | None = None
-        self._given_up: list[SqliteStore] = []  # closing them would harm what came in their place
+        self._log = self._beside("-wal")
+        self._log_place: Place | None = None
+        self._given_up: list[SqliteStore] = []
         self._closed = True
 
     def open(self) -> None:
@@ -97,26 +99,37 @@ class RouterStore:
     def _opened(self) -> SqliteStore:
         if self._closed:
             raise BrokerUnavailable(f"the ledger {self.path} is not open")
-        if self._store is not None and self._place != _place(self.path):
+        if self._store is not None and (self._place, self._log_place) != (_place(self.path), _place(self._log)):
             log.warning("the ledger %s was moved or replaced; it is opened anew", self.path)
-            self._drop()
+            self._leave()
         if self._store is None:
             self._store = SqliteStore(self.path, busy_timeout=self._busy_timeout)
-            self._place, self._log = _place(self.path), _place(self._wal)
+            self._place, self._log_place = _place(self.path), _place(self._log)
         return self._store
 
     def _drop(self) -> None:
         store, self._store = self._store, None
         if store is None:
             return
-        if _place(self._wal) in (None, self._log):
+        if _place(self._log) in (None, self._log_place):
             store.close()
         else:
-            self._given_up.append(store)
+            self._given_up.append(store)  # closing removes "the" log by its name: here, that of somebody else
 
-    @property
-    def _wal(self) -> Path:
-        return self.path.with_name(f"{self.path.name}-wal")
+    def _leave(self) -> None:
+        """Close a file that has lost its name, and take its log along: SQLite would give it to the next file."""
+        store = self._store
+        saved = store is not None and store.save_log()
+        self._drop()
+        if _place(self._log) != self._log_place:
+            return
+        if not saved:
+            self._log.rename(f"{self._log}-{secrets.token_hex(4)}")
+        for name in ("-wal", "-shm"):
+            self._beside(name).unlink(missing_ok=True)
+
+    def _beside(self, name: str) -> Path:
+        return self.path.with_name(f"{self.path.name}{name}")
 
 
 def _place(path: Path) -> Place | None:

@@ -115,6 +115,20 @@ class SqliteStore:
         with self._snapshot() as connection:
             return queries.stats(connection)
 
+    def save_log(self) -> bool:
+        """Copy the log into the file and cut it, for a file that is to be closed under another name; whether it could.
+
+        SQLite does so at closing only where the file still has its name.
+        """
+        if self._writer is None:
+            return False
+        with self._writing:
+            try:
+                blocked, *_ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error:
+                return False
+        return not blocked
+
     def close(self) -> None:
         """See `TraceStore`."""
         with self._writing, self._reading:

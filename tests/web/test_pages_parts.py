@@ -114,7 +114,7 @@ def test_a_frozen_question_has_times_in_full_and_an_end() -> None:
     assert query.since is not None
     assert query.until is not None
     assert query.until - query.since == pytest.approx(7_200, abs=1)
-    assert (query.group, query.after, query.states) == ("g", "", {LetterState.DEAD})
+    assert (query.group, query.after, query.states) == ("g", "", frozenset({LetterState.DEAD}))
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "inf", "nan", "1e6", "x", "1e"])

@@ -60,7 +60,7 @@ async def test_a_session_shows_where_it_runs_and_its_last_error(tmp_path: Path) 
                 told = "last error: TimeoutError: gateway <b>down</b>" in page.text and "1 in flight" in page.text
                 return page if told else None
 
-            page = await eventually(shown)
+            page: Document | None = await eventually(shown)
             assert page is not None
             info = other.session
             assert f"billing-1 at {info.host}, pid {info.pid}, version {info.version}" in page.text

@@ -17,6 +17,7 @@ from ..deadletters import DeadLetters, LetterQuery, LetterState, LetterSummary
 from ..deadletters.model import MIN_PREFIX, OPEN_STATES
 from ..escapes import escape
 from ..trace.rendering import clock
+from ..web.remote_letters import RemoteLetters
 from .connect import command_bus, command_name, require_store
 from .daemon import find_daemon
 from .failures import CommandError, Exit
@@ -41,11 +42,7 @@ async def keeper(options: Options, router: str | None) -> AsyncGenerator[DeadLet
     """Yield the dead letters of a router, or of the embedded broker's file."""
     daemon = await find_daemon(options, router)
     if daemon is not None:
-        letters = daemon.letters()
-        try:
-            yield letters
-        finally:
-            await letters.aclose()
+        yield RemoteLetters(daemon)
         return
     if not isinstance(parse_url(Settings.read(url=options.url).url), SqliteUrl):
         raise CommandError(

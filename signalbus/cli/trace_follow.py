@@ -15,6 +15,7 @@ from ..trace.listing import Listed, Query
 from ..trace.reader import TraceReader
 from ..trace.rendering import clock
 from ..trace.rendering_json import listed_fields
+from .daemon import RouterOption
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options
@@ -37,6 +38,7 @@ def trace_follow(
     interval: Annotated[float, Parameter(help="Seconds between looks.")] = 1.0,
     filters: Filters = NO_FILTERS,
     store: StoreOption = None,
+    router: RouterOption = None,
     options: Options = NO_OPTIONS,
 ) -> int:
     """Show signals as they are published, a line each, and again whenever they got further; until Ctrl-C.
@@ -53,7 +55,7 @@ def trace_follow(
 
     async def follow() -> int:
         following = _Following(query, begin, Output(options), as_json=options.json)
-        async with inspection(options, store) as found:
+        async with inspection(options, store, router) as found:
             following.output.note("signalbus: following")
             try:
                 async with asyncio.timeout(options.timeout):

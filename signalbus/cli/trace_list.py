@@ -11,6 +11,7 @@ from ..escapes import escape
 from ..trace.listing import Listed, Page
 from ..trace.rendering import clock
 from ..trace.rendering_json import listed_fields
+from .daemon import RouterOption
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options
@@ -32,6 +33,7 @@ def trace_list(
     limit: Annotated[int, Parameter(help="How many, at most.")] = 20,
     filters: Filters = NO_FILTERS,
     store: StoreOption = None,
+    router: RouterOption = None,
     options: Options = NO_OPTIONS,
 ) -> int:
     """List signals, newest first: what they are, who published them, and what became of them.
@@ -45,7 +47,7 @@ def trace_list(
 
     async def show() -> int:
         output = Output(options)
-        async with inspection(options, store) as found:
+        async with inspection(options, store, router) as found:
             page = await found.traces.page(query)
             note_behind(found.traces, output)
         _show(page, output, as_json=options.json)

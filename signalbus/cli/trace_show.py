@@ -14,11 +14,12 @@ from ..trace.rendering_otlp import render_otlp
 from ..trace.rendering_sequence import render_sequence
 from ..trace.rendering_tree import TreeView, render_tree
 from ..trace.rendering_waterfall import render_waterfall
+from .daemon import RouterOption
 from .failures import Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options
 from .output import Output, log_to_stderr
-from .traces import Inspection, StoreOption, inspection, note_behind, one_signal
+from .traces import OpenTraces, StoreOption, inspection, note_behind, one_signal
 
 EXAMPLES = """Examples:
   signalbus trace show 01929f
@@ -34,6 +35,7 @@ def trace_show(
     *,
     format: Annotated[Format, Parameter(help="What to draw; sequence is Mermaid.")] = "tree",  # noqa: A002
     store: StoreOption = None,
+    router: RouterOption = None,
     options: Options = NO_OPTIONS,
 ) -> int:
     """Show what became of a signal: each delivery with its attempts, and the signals it caused.
@@ -44,7 +46,7 @@ def trace_show(
 
     async def show() -> int:
         output = Output(options)
-        async with inspection(options, store) as found:
+        async with inspection(options, store, router) as found:
             trace = await found.traces.trace(await one_signal(found.traces, signal))
             note_behind(found.traces, output)
         output.line(_rendered(trace, "json" if options.json else format, found, output))
@@ -53,7 +55,7 @@ def trace_show(
     return run_interruptible(show)
 
 
-def _rendered(trace: Trace, form: Format, found: Inspection, output: Output) -> str:
+def _rendered(trace: Trace, form: Format, found: OpenTraces, output: Output) -> str:
     width = shutil.get_terminal_size().columns if output.watched else None
     match form:
         case "tree":

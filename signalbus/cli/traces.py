@@ -19,7 +19,9 @@ from ..trace.listing import MIN_PREFIX, Query
 from ..trace.model import State
 from ..trace.reader import TraceReader
 from ..trace.store import SqliteStore
+from ..web.remote_traces import RemoteTraces
 from .connect import command_bus, require_store
+from .daemon import find_daemon
 from .failures import CommandError, Exit
 from .moments import read_moment
 from .options import Options, flag
@@ -35,7 +37,7 @@ StoreOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
+class OpenTraces:
     """Open traces. ``consumers``: how many serve each subscription; None where only the broker would know."""
 
     traces: TraceReader
@@ -43,28 +45,33 @@ class Inspection:
 
 
 @asynccontextmanager
-async def inspection(options: Options, store: Path | None) -> AsyncGenerator[Inspection]:
-    """Yield the traces of the embedded broker's file, or of a router's store."""
+async def inspection(options: Options, store: Path | None, router: str | None) -> AsyncGenerator[OpenTraces]:
+    """Yield the traces of the embedded broker's file, of a router that answers, or of a router's store."""
     settings = Settings.read(url=options.url)
     place = parse_url(settings.url)
     path = store or (Path(os.environ[STORE]) if STORE in os.environ and not isinstance(place, SqliteUrl) else None)
     if path is not None:
         async with TraceReader(await asyncio.to_thread(_opened, path)) as traces:
-            yield Inspection(traces=traces, consumers=None)
+            yield OpenTraces(traces=traces, consumers=None)
+        return
+    if (daemon := await find_daemon(options, router)) is not None:
+        queues = await asyncio.to_thread(daemon.topology)
+        async with RemoteTraces(daemon).reader() as traces:
+            yield OpenTraces(traces=traces, consumers={queue.name: queue.consumers for queue in queues})
         return
     if not isinstance(place, SqliteUrl):
         raise CommandError(
-            "traces of a bus on RabbitMQ are in the store of a router; say where that is",
+            "traces of a bus on RabbitMQ are kept by a router, and none answers; say where it is, or its store",
             code=Exit.USAGE,
-            advice="signalbus trace list --store ledger.db, or set SIGNALBUS_STORE; "
-            "signalbus router --store ledger.db keeps one",
+            advice="--router URL or SIGNALBUS_ROUTER, --store ledger.db or SIGNALBUS_STORE; "
+            "signalbus router --store ledger.db --listen 127.0.0.1:8642 is one",
         )
     require_store(options)
     async with command_bus(options, ledger="off") as bus:
         assert isinstance(bus.broker, SqliteBroker)
         queues = await bus.broker.queues(options.connect_seconds)
         async with await bus.broker.traces(options.connect_seconds) as traces:
-            yield Inspection(traces=traces, consumers={queue.name: queue.consumers for queue in queues})
+            yield OpenTraces(traces=traces, consumers={queue.name: queue.consumers for queue in queues})
 
 
 def _opened(path: Path) -> SqliteStore:

@@ -25,7 +25,7 @@ from ..brokers.base import QueueInfo
 from ..liveness import SubscriberSession, SubscriptionStatus
 from .access import TOKEN, token_from_file
 from .operations import PREFIX
-from .state import STATS, Stats
+from .state import ABOUT, STATS, About, Stats
 from .values import QUEUES, SESSIONS, SUBSCRIBERS, Shape, written
 
 T = TypeVar("T")
@@ -71,6 +71,10 @@ class Client:
         environment = os.environ if environment is None else environment
         token = token_from_file(token_file) if token_file is not None else environment.get(TOKEN) or None
         return cls(url=url, token=token, timeout=timeout)
+
+    def about(self) -> About:
+        """Return what answers there."""
+        return self.get(ABOUT, "/about")
 
     def subscribers(self) -> Sequence[SubscriptionStatus]:
         """Return each subscription with its state, and who serves it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from ..brokers.base import BrokerState, QueueInfo, SessionStatus
+from ..config import masked
 from ..deadletters import LetterGroup
 from ..errors import SignalBusError
 from ..inspection import Inspection
@@ -45,7 +47,16 @@ class Stats:
     counters: dict[str, int] = field(default_factory=dict[str, int])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What answers here: ``url`` is its broker, without the password."""
+
+    version: str
+    url: str
+
+
 STATS = Shape(TypeAdapter(tuple[Stats], config=WIRE))
+ABOUT = Shape(TypeAdapter(tuple[About], config=WIRE))
 
 
 def troubles_of(inspection: Inspection) -> list[str]:
@@ -99,6 +110,11 @@ async def _stats(context: Context, asked: Nothing) -> Stats:
     return await stats_of(context.inspection, context.looks)
 
 
+async def _about(context: Context, asked: Nothing) -> About:
+    bus = context.inspection.bus
+    return About(version=importlib.metadata.version("signalbus-router"), url=masked(bus.settings.url))
+
+
 async def _subscribers(context: Context, asked: Nothing) -> Sequence[SubscriptionStatus]:
     return subscription_statuses(await context.looks.queues(), await context.looks.sessions(), utc_now())
 
@@ -124,5 +140,6 @@ OPERATIONS: tuple[Operation, ...] = (
     read("/subscribers", Nothing, SUBSCRIBERS, _subscribers, "List subscriptions, and who serves each."),
     read("/sessions", Nothing, SESSIONS, _sessions, "List who is connected, oldest first."),
     read("/topology", Nothing, QUEUES, _topology, "List subscriptions, and what their queues hold."),
+    read("/about", Nothing, ABOUT, _about, "Say what answers here, and for which broker."),
     read("/stats", Nothing, STATS, _stats, "Return numbers about the bus."),
 )

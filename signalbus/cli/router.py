@@ -24,7 +24,7 @@ from .options import NO_OPTIONS, Options, flag
 from .output import Output, log_to_stderr
 
 EXAMPLES = """Examples:
-  signalbus router --url amqp://user:password@host/ --store /var/lib/signalbus/ledger.db
+  signalbus router --url amqp://user:password@host/ --store /var/lib/signalbus/ledger.db --listen 127.0.0.1:8642
   signalbus router --config /etc/signalbus/router.toml --check-config
   SIGNALBUS_STORE=ledger.db signalbus router --keep-days 30"""
 
@@ -44,7 +44,7 @@ def router(
         int | None, Parameter(help="Forget the oldest beyond this size, roughly (4096) [env: SIGNALBUS_KEEP_MIB].")
     ] = None,
     listen: Annotated[
-        str | None, Parameter(help="Serve the API there, like 127.0.0.1:8642 [env: SIGNALBUS_LISTEN].")
+        str | None, Parameter(help="Serve the page and the API there, like 127.0.0.1:8642 [env: SIGNALBUS_LISTEN].")
     ] = None,
     token_file: Annotated[
         str | None,
@@ -113,7 +113,7 @@ def _router(settings: RouterSettings, notifier: Notifier) -> Router:
         ledger="off",
     )
     watchdog = [ChildSpec(name="watchdog", start=notifier.keep_alive)] if notifier.watchdog_seconds else []
-    return Router(bus, Path(settings.store), settings.retention, listen=settings.listening(), beside=watchdog)
+    return Router(bus, Path(settings.store), settings.retention, access=settings.access(), beside=watchdog)
 
 
 async def _serve(settings: RouterSettings, options: Options) -> int:
@@ -140,6 +140,8 @@ async def _tell(serving: Router, notifier: Notifier, output: Output) -> None:
     """Tell people, and systemd, what the router does, whenever that changes."""
     await serving.ready.wait()
     notifier.tell(READY)
+    if serving.url is not None:
+        output.note(f"signalbus: look at it: {serving.url}")
     told: CollectorState | None = None
     while True:
         role = await serving.next_role(told, CHOSEN_SECONDS)

@@ -18,11 +18,14 @@ from ..brokers.rabbitmq.collector import Collector, CollectorState
 from ..bus import Bus
 from ..config import SqliteUrl, parse_url
 from ..errors import BrokerError, BrokerUnavailable, ConfigError
+from ..inspection import Inspection
 from ..supervision import ChildInfo, ChildSpec, ChildState, Strategy, Supervisor
 from ..trace.listing import Retention
+from ..trace.reader import TraceReader
+from ..web.access import Access
+from ..web.window import as_child, make_window
 from .ends import SessionEnds
 from .letters import RouterLetters
-from .settings import Listen
 from .store import RouterStore
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,8 @@ class RouterStatus:
 class Router:
     """See the module. ``bus`` is not yet open; `serve` opens it, and `ready` is set once facts are collected.
 
-    ``beside``: further children, started last and stopped first.
+    ``access``: where it serves its API and page, and for whom; None: nowhere. ``beside``: further children, started
+    last and stopped first.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class Router:
         store: Path,
         retention: Retention,
         *,
-        listen: Listen | None = None,
+        access: Access | None = None,
         beside: Sequence[ChildSpec] = (),
     ) -> None:
         """Raises `ConfigError` unless the bus is on RabbitMQ: the embedded broker keeps its ledger itself."""
@@ -65,8 +69,6 @@ class Router:
                 "the embedded broker keeps its ledger in its own file, so there is nothing to collect; "
                 "look at it: signalbus trace list"
             )
-        if listen is not None:
-            raise ConfigError("this version has no API to listen with; leave --listen and SIGNALBUS_LISTEN out")
         self.ready = asyncio.Event()
         self.bus = bus
         self.path = store
@@ -78,7 +80,14 @@ class Router:
         self._collector: Collector | None = None
         self._ends = SessionEnds(self._store, lambda: self.role is CollectorState.ACTIVE, _now)
         self._supervisor: Supervisor | None = None
-        self.letters: RouterLetters | None = None  # once it serves
+        self._letters = RouterLetters(bus.broker, self._store)
+        inspection = Inspection(bus=bus, traces=TraceReader(self._store), letters=self._letters, troubles=self.troubles)
+        self._server = make_window(inspection, access) if access is not None else None
+
+    @property
+    def url(self) -> str | None:
+        """Where its API and page are, once it is ready."""
+        return self._server.url if self._server is not None else None
 
     @property
     def role(self) -> CollectorState:
@@ -97,19 +106,17 @@ class Router:
                 self._collector = self._broker.collector(self._store.append, self.bus.settings.drain_timeout)
                 self._collector.changed = self._role_changed
                 await self._broker.watch_all(self._ends.note, self.bus.settings.connect_timeout)
-                self.letters = await asyncio.to_thread(RouterLetters, self._broker, self._store.path)
-                children = self._children(self._collector, self.letters)
+                children = self._children(self._collector)
                 supervisor = Supervisor("router", children=children, strategy=Strategy.REST_FOR_ONE)
                 async with supervisor:
                     self._supervisor = supervisor
                     self.ready.set()
                     await asyncio.Event().wait()
         finally:
-            if self.letters is not None:
-                await self.letters.aclose()
+            await self._letters.aclose()
             await asyncio.to_thread(self._store.close)
 
-    def _children(self, collector: Collector, letters: RouterLetters) -> Sequence[ChildSpec]:
+    def _children(self, collector: Collector) -> Sequence[ChildSpec]:
         """Return the parts in the order of their start: one that fails takes along those that come after it."""
         drain = timedelta(seconds=self.bus.settings.drain_timeout + CLOSE_SECONDS)
         opened = asyncio.Event()
@@ -118,7 +125,8 @@ class Router:
             ChildSpec(name="collect", start=collector.run, stop_timeout=drain),
             ChildSpec(name="ends of sessions", start=self._ends.run),
             ChildSpec(name="forget", start=self._forget),
-            *letters.children(),
+            *self._letters.children(),
+            *((as_child(self._server),) if self._server is not None else ()),
             *self._beside,
         )
 

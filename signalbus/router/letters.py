@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from ..brokers.base import PublishOutcome
@@ -23,8 +22,7 @@ from ..brokers.rabbitmq.broker import RabbitBroker
 from ..brokers.rabbitmq.draining import Arrived
 from ..brokers.sqlite.letters import whole
 from ..children import ChildSpec
-from ..deadletters import queries, schema, transitions
-from ..deadletters.file import LetterFile
+from ..deadletters import queries, transitions
 from ..deadletters.keeper import Keeper, Order, Question
 from ..deadletters.model import DEFAULT_RATE, Letter, LetterQuery, Replay
 from ..deadletters.pace import pace_of
@@ -36,6 +34,7 @@ from ..ledger.facts import Row, to_row
 from ..signals import new_id
 from . import graves
 from .graves import Sending
+from .store import RouterStore
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +49,10 @@ NAME = "router"
 class RouterLetters(Keeper):
     """See `DeadLetters`, and the module. Replays are sent by the router: elsewhere they only begin here."""
 
-    def __init__(self, broker: RabbitBroker, path: Path) -> None:
-        """Open a router's file, and make the tables unless they are there; this blocks.
-
-        Raises `StorageError`, or `ConfigError` for tables of a newer version.
-        """
+    def __init__(self, broker: RabbitBroker, store: RouterStore) -> None:
+        """Keep them in a store that somebody else opens and closes."""
         self._broker = broker
-        self._file = LetterFile(path)
-        try:
-            self._file.write(schema.prepare)
-        except BaseException:
-            self._file.close()
-            raise
+        self._store = store
         self._claimed = asyncio.Event()
         self._listening = asyncio.Event()
         self._closed = False
@@ -91,13 +82,12 @@ class RouterLetters(Keeper):
         begun = await self._order(claim)
         self._claimed.set()
         if begun is None:
-            raise StorageError(f"replay {replay} is not in {self._file.path}, though it was stored; check the disk")
+            raise StorageError(f"replay {replay} is not in {self._store.path}, though it was stored; check the disk")
         return begun
 
     async def aclose(self) -> None:
         """See `DeadLetters.aclose`; what waits goes on waiting, for the router."""
         self._closed = True
-        await asyncio.to_thread(self._file.close)
 
     # What the router runs
 
@@ -105,7 +95,7 @@ class RouterLetters(Keeper):
         """Store the dead letters of all buses, until cancelled."""
 
         def store(arrived: Sequence[Arrived]) -> object:
-            return self._file.write(lambda connection: graves.bury(connection, arrived, time.time()))
+            return self._store.write(lambda connection: graves.bury(connection, arrived, time.time()))
 
         await self._broker.take_dead_letters(store)
 
@@ -113,7 +103,7 @@ class RouterLetters(Keeper):
         """Store what becomes of replays, until cancelled."""
 
         def store(words: Sequence[bytes]) -> object:
-            if senseless := self._file.write(lambda connection: graves.hear(connection, words, time.time())):
+            if senseless := self._store.write(lambda connection: graves.hear(connection, words, time.time())):
                 log.warning("%d messages about replays could not be read", senseless)
             return None
 
@@ -193,15 +183,15 @@ class RouterLetters(Keeper):
 
     async def _ask(self, question: Question[T]) -> T:
         self._check()
-        return await asyncio.to_thread(self._file.read, question)
+        return await asyncio.to_thread(self._store.read, question)
 
     async def _order(self, order: Order[T]) -> T:
         self._check()
-        return await asyncio.to_thread(self._file.write, lambda connection: order(connection, time.time()))
+        return await asyncio.to_thread(self._store.write, lambda connection: order(connection, time.time()))
 
     def _check(self) -> None:
         if self._closed:
-            raise BusClosed("these dead letters are closed; open the file again")
+            raise BusClosed("these dead letters are closed; ask those of a router that runs")
 
 
 def _orphan(connection: sqlite3.Connection, now: float, subscription: str) -> int:

@@ -14,21 +14,13 @@ from typing import cast
 from ..config import DEFAULT_URL, masked, parse_url
 from ..errors import ConfigError
 from ..trace.listing import Retention
+from ..web.access import MIN_TOKEN, TOKEN, Access, split_address
 
 Value = str | int | float
 
 _NUMBERS = ("keep_days", "keep_mib", "connect_timeout", "drain_timeout")
 _WHOLE = ("keep_mib",)
 MASK = "***"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listen:
-    """Where the API listens. ``token``: what its callers have to know; None: nothing."""
-
-    host: str
-    port: int
-    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,28 +45,20 @@ class RouterSettings:
         """How much is kept."""
         return Retention(seconds=self.keep_days * 86_400, bytes=self.keep_mib << 20)
 
-    def listening(self) -> Listen | None:
-        """Return where the API listens, None if it does not. Reads the token file. Raises `ConfigError`."""
+    def access(self) -> Access | None:
+        """Return where the API listens, and for whom; None if it does not. Reads the token file.
+
+        Raises `ConfigError`.
+        """
         if not self.listen:
             return None
-        host, _, port = self.listen.rpartition(":")
-        return Listen(host=host.strip("[]"), port=int(port), token=self._token())
+        file = Path(self.token_file) if self.token_file and not self.token else None
+        return Access.read(self.listen, file, environment={TOKEN: self.token})
 
     def shown(self) -> dict[str, Value]:
         """Return the settings for people: without secrets."""
         values: dict[str, Value] = {each.name: getattr(self, each.name) for each in fields(self)}
         return values | {"url": masked(self.url), "token": MASK if self.token else ""}
-
-    def _token(self) -> str | None:
-        if self.token or not self.token_file:
-            return self.token or None
-        try:
-            token = Path(self.token_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"setting token_file: {self.token_file} cannot be read: {error}") from error
-        if not token:
-            raise ConfigError(f"setting token_file: {self.token_file} is empty; write a long random text into it")
-        return token
 
 
 def read_settings(
@@ -156,6 +140,8 @@ def _check(settings: RouterSettings, sources: Mapping[str, str]) -> None:
 
 
 def _check_listen(listen: str, source: str) -> None:
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigError(f"{source} is {listen!a}; write host:port, like 127.0.0.1:8642 or [::1]:8642")
+    try:
+        host, port = split_address(listen)
+        Access(host=host, port=port, token="-" * MIN_TOKEN)  # with the real one later: it may be in a file
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ..deadletters import schema as deadletters
 from ..errors import BrokerError, BrokerUnavailable, ConfigError, StorageError
-from ..ledger import Batch
-from ..trace.listing import Retention
+from ..ledger import Batch, Fact
+from ..trace.listing import Candidate, Page, Query, Retention, StoreStats
 from ..trace.store import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -59,15 +61,39 @@ class RouterStore:
 
     def append(self, batches: Sequence[Batch]) -> int:
         """See `TraceStore.append`."""
-        return self._call(lambda store: store.append(batches))
+        return self._call(lambda store: store.append(batches), writes=True)
 
     def prune(self, retention: Retention) -> bool:
         """See `TraceStore.prune`."""
-        return self._call(lambda store: store.prune(retention))
+        return self._call(lambda store: store.prune(retention), writes=True)
+
+    def trace_facts(self, signal: str) -> list[Fact]:
+        """See `TraceStore`."""
+        return self._call(lambda store: store.trace_facts(signal))
+
+    def find(self, prefix: str) -> list[Candidate]:
+        """See `TraceStore`."""
+        return self._call(lambda store: store.find(prefix))
+
+    def page(self, query: Query) -> Page:
+        """See `TraceStore`."""
+        return self._call(lambda store: store.page(query))
+
+    def stats(self) -> StoreStats:
+        """See `TraceStore`."""
+        return self._call(SqliteStore.stats)
+
+    def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Answer from one state of the file, which has the tables of dead letters too."""
+        return self._call(lambda store: store.read(question))
+
+    def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Make a change, all or nothing; it is on disk when this returns."""
+        return self._call(lambda store: store.write(change), writes=True)
 
     def check(self) -> None:
         """Look whether it can be written. Raises as the other calls do."""
-        self._call(SqliteStore.check)
+        self._call(SqliteStore.check, writes=True)
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -75,19 +101,25 @@ class RouterStore:
             self._closed = True
             self._drop()
 
-    def _call(self, work: Callable[[SqliteStore], T]) -> T:
+    def _call(self, work: Callable[[SqliteStore], T], *, writes: bool = False) -> T:
+        store = self._ready()
         try:
-            with self._lock:
-                store = self._opened()
             answer = work(store)
-        except ConfigError as error:  # another program's file has come in the place of ours
-            raise self._failed(StorageError(str(error)), lasting=True) from error
         except BrokerError as error:
             raise self._failed(error, lasting=isinstance(error, StorageError) and not _is_full(error)) from error
-        if self.trouble:
+        if self.trouble and writes:  # a full disk can be read
             log.warning("the ledger %s works again", self.path)
             self.trouble = ""
         return answer
+
+    def _ready(self) -> SqliteStore:
+        try:
+            with self._lock:
+                return self._opened()
+        except ConfigError as error:  # another program's file has come in the place of ours
+            raise self._failed(StorageError(str(error)), lasting=True) from error
+        except BrokerError as error:
+            raise self._failed(error, lasting=isinstance(error, StorageError)) from error
 
     def _failed(self, error: BrokerError, *, lasting: bool) -> BrokerError:
         self.trouble = str(error)
@@ -103,9 +135,18 @@ class RouterStore:
             log.warning("the ledger %s was moved or replaced; it is opened anew", self.path)
             self._leave()
         if self._store is None:
-            self._store = SqliteStore(self.path, busy_timeout=self._busy_timeout)
+            self._store = self._made()
             self._place, self._log_place = _place(self.path), _place(self._log)
         return self._store
+
+    def _made(self) -> SqliteStore:
+        store = SqliteStore(self.path, busy_timeout=self._busy_timeout)
+        try:
+            store.write(deadletters.prepare)
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def _drop(self) -> None:
         store, self._store = self._store, None

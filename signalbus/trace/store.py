@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..errors import BrokerUnavailable, ConfigError, StorageError
 from ..ledger import Batch, Fact
@@ -22,6 +22,8 @@ from .listing import MIN_PREFIX, Candidate, Page, Query, Retention, StoreStats
 from .prune import prune
 
 _HELD = ("SQLITE_BUSY", "SQLITE_LOCKED")
+
+T = TypeVar("T")
 
 
 class TraceStore(Protocol):
@@ -87,6 +89,16 @@ class SqliteStore:
         """See `TraceStore`."""
         with self._transaction() as connection:
             return prune(connection, retention, self._clock())
+
+    def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Answer from one state of the file: for other tables that are kept in it."""
+        with self._snapshot() as connection:
+            return question(connection)
+
+    def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Make a change, all or nothing: for other tables that are kept in it."""
+        with self._transaction() as connection:
+            return change(connection)
 
     def check(self) -> None:
         """Write, and change nothing. Raises as `append` does."""

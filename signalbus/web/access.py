@@ -118,7 +118,7 @@ def split_address(listen: str) -> tuple[str, int]:
         host, port = text, "8642"
     name = host.removeprefix("[").removesuffix("]")
     bare = ":" in name and not host.startswith("[")  # whose port that is, nobody can tell
-    wrong = not name or bare or any(char in name for char in "/@[]? ")
+    wrong = not name or bare or name.isdigit() or any(char in name for char in "/@[]? ")
     if wrong or not port.isascii() or not port.isdigit() or (":" in name and _address(name) is None):
         raise ConfigError(f"{listen[:80]!a} is no address to listen on; write 127.0.0.1:8642 or [::1]:8642")
     return name, int(port)

@@ -15,6 +15,7 @@ from aiormq.abc import AbstractChannel
 from pamqp import commands
 
 from signalbus import Bus
+from signalbus.errors import ConfigError, StorageError
 from signalbus.ledger import Batch, Origin, encode
 from signalbus.ledger.facts import Row
 from signalbus.router.daemon import Router
@@ -22,6 +23,7 @@ from signalbus.signals import new_id
 from signalbus.supervision import ChildSpec
 from signalbus.trace.listing import Retention
 from signalbus.trace.store import SqliteStore
+from signalbus.web.access import Access
 from tests.brokers.world import wait_until
 from tests.cli.program import Running, environment, running
 
@@ -92,11 +94,16 @@ async def ledger(amqp_url: str) -> AsyncIterator[Ledger]:
 
 @asynccontextmanager
 async def routing(
-    url: str, path: Path, *, retention: Retention = KEEP, beside: Sequence[ChildSpec] = ()
+    url: str,
+    path: Path,
+    *,
+    retention: Retention = KEEP,
+    access: Access | None = None,
+    beside: Sequence[ChildSpec] = (),
 ) -> AsyncIterator[Router]:
     """Run a router in this process; it has to end as it should."""
     bus = Bus(f"{url}?{FAST}", name="router", ledger="off", drain_timeout=10.0)
-    router = Router(bus, path, retention, beside=beside)
+    router = Router(bus, path, retention, access=access, beside=beside)
     serving = asyncio.create_task(router.serve())
     ready = asyncio.create_task(router.ready.wait())
     await asyncio.wait((serving, ready), timeout=20, return_when=asyncio.FIRST_COMPLETED)
@@ -124,9 +131,10 @@ async def stored(path: Path) -> int:
     """Return how many facts a store has; 0 if there is none yet."""
 
     def count() -> int:
-        if not path.exists():
-            return 0
-        store = SqliteStore(path, read_only=True)
+        try:
+            store = SqliteStore(path, read_only=True)
+        except (ConfigError, StorageError):
+            return 0  # it is not there, or being made
         try:
             return store.stats().facts
         finally:

@@ -10,7 +10,7 @@ import pytest
 from signalbus.errors import ConfigError
 from signalbus.router.settings import RouterSettings, Value, read_settings
 
-SECRET = "canary-7f3a"
+SECRET = "canary-7f3a-of-16-or-more"
 FULL = """
 url = "amqp://user:{secret}@rabbit/vhost"
 store = "/var/lib/signalbus/ledger.db"
@@ -27,6 +27,7 @@ token_file = "{token_file}"
 def file(tmp_path: Path) -> Path:
     token_file = tmp_path / "token"
     token_file.write_text(f"{SECRET}\n")
+    token_file.chmod(0o600)
     path = tmp_path / "router.toml"
     path.write_text(FULL.format(secret=SECRET, token_file=token_file))
     return path
@@ -41,7 +42,7 @@ def test_a_file_sets_everything_but_the_token_itself(file: Path) -> None:
     assert (settings.keep_days, settings.keep_mib, settings.connect_timeout) == (30, 512, 2.5)
     assert settings.retention.seconds == 30 * 86_400
     assert settings.retention.bytes == 512 << 20
-    listening = settings.listening()
+    listening = settings.access()
     assert listening is not None
     assert (listening.host, listening.port, listening.token) == ("127.0.0.1", 8642, SECRET)
     unset = {name.name for name in fields(RouterSettings) if getattr(settings, name.name) == name.default}
@@ -78,9 +79,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
         ("drain_timeout = -1", "above 0"),
         ("store = 3", "a text, in quotes"),
         ("[store]\npath = 'x'", "a text, in quotes"),
-        ("listen = '8642'", "write host:port"),
-        ("listen = 'localhost:http'", "write host:port"),
-        ("listen = 'localhost:70000'", "write host:port"),
+        ("listen = '8642'", "is no address"),
+        ("listen = 'localhost:http'", "is no address"),
+        ("listen = 'localhost:70000'", "from 0 to 65535"),
         ("url = 'http://x/'", "unknown scheme"),
         ("url = 'amqp://h/?heart=1'", "heartbeat"),
         (f"token = '{SECRET}'", "token_file"),
@@ -113,7 +114,7 @@ def test_row_100_a_missing_file_and_one_that_is_no_text_are_told(tmp_path: Path)
     [
         ("SIGNALBUS_KEEP_DAYS", "a week", "a number"),
         ("SIGNALBUS_KEEP_MIB", "1.5", "a whole number"),
-        ("SIGNALBUS_LISTEN", ":80", "write host:port"),
+        ("SIGNALBUS_LISTEN", ":80", "is no address"),
         ("SIGNALBUS_URL", f"amqps//user:{SECRET}@h", "is not a URL"),
     ],
 )
@@ -130,22 +131,23 @@ def test_a_mistake_in_a_flag_is_told_with_the_flag() -> None:
 
 def test_a_token_file_that_cannot_be_read_or_is_empty_is_told(tmp_path: Path) -> None:
     settings = RouterSettings(listen="[::1]:1", token_file=str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="token_file"):
-        settings.listening()
+    with pytest.raises(ConfigError, match="token file"):
+        settings.access()
+    (tmp_path / "none").touch(0o600)
     (tmp_path / "none").write_text(" \n")
     with pytest.raises(ConfigError, match="is empty"):
-        settings.listening()
+        settings.access()
 
 
 def test_an_address_of_ipv6_has_brackets_only_in_the_setting() -> None:
-    listening = RouterSettings(listen="[::1]:8642").listening()
+    listening = RouterSettings(listen="[::1]:8642").access()
     assert listening is not None
     assert (listening.host, listening.port, listening.token) == ("::1", 8642, None)
 
 
 def test_row_98_secrets_are_in_no_text_made_of_the_settings(file: Path) -> None:
     settings = read_settings(file, {"SIGNALBUS_TOKEN": SECRET})
-    listening = settings.listening()
+    listening = settings.access()
     assert listening is not None
     assert listening.token == SECRET
     shown = f"{settings!r} {settings.shown()} {listening!r}"

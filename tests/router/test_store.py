@@ -202,9 +202,9 @@ def test_flipped_bytes_are_told_and_harm_nothing_else(tmp_path: Path) -> None:
     for page in range(2, len(damaged) // 4_096):
         damaged[page * 4_096 : page * 4_096 + 64] = b"\xa5" * 64
     path.write_bytes(damaged)
-    store.open()
     try:
         with pytest.raises(StorageError, match="move it away"):
+            store.open()
             store.append([teller.batch()])
         assert "move it away" in store.trouble
         for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):

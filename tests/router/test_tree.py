@@ -12,11 +12,17 @@ from signalbus.brokers.rabbitmq.collector import CollectorState
 from signalbus.errors import Escalated
 from signalbus.router.daemon import Router
 from signalbus.supervision import ChildSpec, ChildState
+from signalbus.web.access import Access
+from signalbus.web.client import Client
 from tests.router.conftest import KEEP, Ledger, Teller, routing, wait_stored
 from tests.support import eventually
 
 pytestmark = pytest.mark.rabbitmq
-PARTS = ("store", "collect", "ends of sessions", "forget", "beside")
+PARTS = (
+    *("store", "collect", "ends of sessions", "forget"),
+    *("dead letters", "ends of replays", "replays", "lost replays"),
+    *("api and page", "beside"),
+)
 
 
 async def idle() -> None:
@@ -39,7 +45,7 @@ async def test_a_part_that_fails_is_started_again_with_those_behind_it(
     part: str, amqp_url: str, tmp_path: Path, ledger: Ledger
 ) -> None:
     path, teller = tmp_path / "ledger.db", Teller()
-    async with routing(amqp_url, path, beside=[ChildSpec(name="beside", start=idle)]) as router:
+    async with routing(amqp_url, path, access=Access(port=0), beside=[ChildSpec(name="beside", start=idle)]) as router:
         assert tuple(restarts(router)) == PARTS
         await ledger.put(teller.batch())
         await wait_stored(path, teller.facts)
@@ -53,6 +59,7 @@ async def test_a_part_that_fails_is_started_again_with_those_behind_it(
         await wait_stored(path, teller.facts)
         await eventually(lambda: router.role is CollectorState.ACTIVE)
         assert router.troubles() == []
+        assert await asyncio.to_thread(Client(url=str(router.url)).about)
 
 
 async def test_a_part_that_fails_again_and_again_ends_the_router(amqp_url: str, tmp_path: Path) -> None:

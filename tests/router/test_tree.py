@@ -59,7 +59,7 @@ async def test_a_part_that_fails_is_started_again_with_those_behind_it(
         await wait_stored(path, teller.facts)
         await eventually(lambda: router.role is CollectorState.ACTIVE)
         assert router.troubles() == []
-        assert await asyncio.to_thread(Client(url=str(router.url)).about)
+        assert (await asyncio.to_thread(Client(url=str(router.url)).about)).url
 
 
 async def test_a_part_that_fails_again_and_again_ends_the_router(amqp_url: str, tmp_path: Path) -> None:

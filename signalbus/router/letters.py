@@ -28,6 +28,7 @@ from ..deadletters.file import LetterFile
 from ..deadletters.keeper import Keeper, Order, Question
 from ..deadletters.model import DEFAULT_RATE, Letter, LetterQuery, Replay
 from ..deadletters.pace import pace_of
+from ..deadletters.retention import forget
 from ..deadletters.sender import send_all
 from ..deadletters.transitions import Claim
 from ..errors import BrokerError, BusClosed, ConfigError, StorageError
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FORGET_SECONDS, PIECE_SECONDS = 60.0, 0.05  # between looks for what is old; between pieces, in which others write
 LOST_SECONDS = 5.0  # between looks for replays whose subscription is gone
 LOOK_SECONDS = 0.5  # between looks at what others claimed
 SEND_SECONDS = 10.0  # for the answer to what was sent
@@ -73,6 +75,7 @@ class RouterLetters(Keeper):
             ChildSpec(name="ends of replays", start=self.listen),
             ChildSpec(name="replays", start=self.send),
             ChildSpec(name="lost replays", start=self.find_lost),
+            ChildSpec(name="forget dead letters", start=self.forget),
         )
 
     async def get(self, letter: str) -> Letter | None:
@@ -143,6 +146,16 @@ class RouterLetters(Keeper):
                         await self._order(partial(_orphan, subscription=subscription))
             except (BrokerError, ConfigError) as error:
                 log.warning("it is not known which subscriptions exist: %s", error)
+
+    async def forget(self) -> None:
+        """Forget what was acked long ago, until cancelled."""
+        while True:
+            try:
+                some = await self._order(forget)
+            except BrokerError as error:
+                log.warning("dead letters are not forgotten for now: %s", error)
+                some = 0
+            await asyncio.sleep(PIECE_SECONDS if some else FORGET_SECONDS)
 
     async def _send_all(self, replay: str, rate: float) -> None:
         recorder = f"replay {replay} {uuid.uuid4().hex[:8]}"

@@ -275,7 +275,7 @@ class SqliteBroker:
         errands, desk = self._opened(), self._desk
         assert desk is not None
         file = await asyncio.to_thread(LetterFile, self._files.path, read_only=True)
-        letters = SqliteLetters(errands, file, lambda: desk.info, self.append, timeout, self._letters.discard)
+        letters = SqliteLetters(errands, desk, file, self.append, timeout, self._letters.discard)
         self._letters.add(letters)
         return letters
 

@@ -20,14 +20,14 @@ from ...deadletters.transitions import Claim
 from ...errors import BusClosed, SignalBusError, StorageError
 from ...ledger import Batch, Origin
 from ...ledger.facts import Row
-from ...sessions import SessionInfo
 from ...signals import new_id
 from ...supervision import Supervisor
 from . import replays
 from .deaths import content
+from .desk import Desk
 from .errands import Errands
 from .group import Group
-from .operations import Change, Look
+from .operations import Change
 
 T = TypeVar("T")
 
@@ -44,15 +44,15 @@ class SqliteLetters(Keeper):
     def __init__(
         self,
         errands: Errands,
+        desk: Desk,
         file: LetterFile,
-        session: Callable[[], SessionInfo],
         append: Callable[[Sequence[Batch]], None],
         timeout: float,
         ended: Callable[[SqliteLetters], None],
     ) -> None:
         self._errands = errands
+        self._desk = desk
         self._file = file
-        self._session = session
         self._append = append
         self._timeout = timeout
         self._ended = ended
@@ -108,7 +108,7 @@ class SqliteLetters(Keeper):
 
     def _tell(self, recorder: str, first: int, facts: Sequence[Row]) -> None:
         if facts:
-            info = self._session()
+            info = self._desk.info
             origin = Origin(recorder=recorder, session=info.id, name=info.name, host=info.host, pid=info.pid)
             self._append([Batch(origin=origin, first=first, rows=facts)])
 
@@ -147,7 +147,7 @@ class SqliteLetters(Keeper):
         """Put on record what has happened, as far as there is time."""
         self._check()
         deadline = time.monotonic() + self._timeout
-        while await self._errands.ask(Look(self._errands.future(), deadline, replays.behind)):
+        while await asyncio.to_thread(self._file.read, partial(replays.behind, now=self._desk.clock.wall())):
             await self._errands.ask(Change(self._errands.future(), deadline + self._timeout, replays.catch_up))
             if time.monotonic() > deadline:
                 return

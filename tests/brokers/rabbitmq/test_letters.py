@@ -365,6 +365,29 @@ async def test_dead_letters_wait_while_the_store_has_trouble(
         assert {each.deaths for each in await there(letters, 2)} == {1}
 
 
+async def test_row_35_dead_letters_that_find_no_room_stay_in_their_queue_and_others_go_on(
+    brokers: Brokers, raw: AbstractChannel, path: Path
+) -> None:
+    broker = await brokers.open()
+    consumer = await brokers.serve(broker)
+    await raw.queue_declare("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    await raw.queue_bind("full", "signalbus.dead")
+    await publish(broker, *[signal(number) for number in range(20)])
+    settling = [asyncio.create_task(consumer.settle(each, GIVEN_UP)) for each in await receive(consumer, 20)]
+    done, stuck = await asyncio.wait(settling, timeout=1.0)
+    assert stuck
+    await publish(broker, signal(20))
+    [healthy] = await receive(consumer)
+    assert await consumer.settle(healthy, ACK)
+    await raw.queue_delete("full")
+    async with asyncio.timeout(TIMEOUT):
+        assert set(await asyncio.gather(*settling)) == {True}
+    async with routed(broker, path) as letters:
+        found = await there(letters, 20)
+        assert {each.deaths for each in found} == {1}  # though some were stored more than once
+    assert len(done) < 20
+
+
 async def test_a_router_goes_on_after_its_connections_were_cut(brokers: Brokers, proxy: FaultProxy, path: Path) -> None:
     broker = await brokers.open()
     consumer = await brokers.serve(broker)

@@ -100,7 +100,7 @@ class Letter:
 class LetterGroup:
     """Dead letters of one subscription that died of the same error at the same place (or for the same reason).
 
-    ``counts`` by state. ``sample`` is the newest detail.
+    ``counts`` by state. ``types``: up to a hundred of them. ``sample`` is the newest detail.
     """
 
     id: str

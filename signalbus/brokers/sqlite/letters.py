@@ -31,6 +31,7 @@ from .operations import Change
 
 T = TypeVar("T")
 
+_CLOSE_SECONDS = 2.0
 _CLOSED = "whoever was to send it has stopped"
 _GAVE_UP = "sending failed again and again; see the log"
 
@@ -69,7 +70,7 @@ class SqliteLetters(Keeper):
     async def replay(self, query: LetterQuery, *, by: str, rate: float = DEFAULT_RATE) -> Replay:
         """See `DeadLetters.replay`."""
         pace_of(rate)
-        await self._catch_up()
+        await self.catch_up()
         replay = new_id()
         self._ours.add(replay)
         try:
@@ -120,14 +121,15 @@ class SqliteLetters(Keeper):
 
     async def _give_back(self, note: str) -> int:
         try:
-            return await self._change(partial(replays.give_back, replays=tuple(self._ours), note=note))
+            back = partial(replays.give_back, replays=tuple(self._ours), note=note)
+            return await self._change(back, min(self._timeout, _CLOSE_SECONDS))
         except SignalBusError:
             return 0  # with the end of our session everybody sees that we do not send any more
 
     async def _end(self) -> None:
         await self._senders.aclose()
         if self._giving_up:
-            await asyncio.wait(self._giving_up, timeout=self._timeout)
+            await asyncio.wait(self._giving_up, timeout=_CLOSE_SECONDS)
         if self._ours:
             await self._give_back(_CLOSED)
         await asyncio.to_thread(self._file.close)
@@ -136,14 +138,14 @@ class SqliteLetters(Keeper):
     # The file
 
     async def _ask(self, question: Question[T]) -> T:
-        await self._catch_up()
+        await self.catch_up()
         return await asyncio.to_thread(self._file.read, question)
 
     async def _order(self, order: Order[T]) -> T:
-        await self._catch_up()
+        await self.catch_up()
         return await self._change(lambda group: order(group.connection, group.changes.desk.clock.wall()))
 
-    async def _catch_up(self) -> None:
+    async def catch_up(self) -> None:
         """Put on record what has happened, as far as there is time."""
         self._check()
         deadline = time.monotonic() + self._timeout
@@ -152,8 +154,9 @@ class SqliteLetters(Keeper):
             if time.monotonic() > deadline:
                 return
 
-    async def _change(self, change: Callable[[Group], T]) -> T:
-        return await self._errands.ask(Change(self._errands.future(), time.monotonic() + self._timeout, change))
+    async def _change(self, change: Callable[[Group], T], timeout: float | None = None) -> T:
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        return await self._errands.ask(Change(self._errands.future(), deadline, change))
 
     def _check(self) -> None:
         if self._closed:

@@ -45,6 +45,7 @@ T = TypeVar("T")
 FORGET_SECONDS, PIECE_SECONDS = 60.0, 0.05  # between looks for what is old; between pieces, in which others write
 LOST_SECONDS = 5.0  # between looks for replays whose subscription is gone
 LOOK_SECONDS = 0.5  # between looks at what others claimed
+AGAIN_SECONDS = 1.0  # before what the store could not do is tried again
 SEND_SECONDS = 10.0  # for the answer to what was sent
 NAME = "router"
 
@@ -167,7 +168,7 @@ class RouterLetters(Keeper):
             if sending:
                 before = time.time()  # a subscriber may have it, and tell, before we know that it was sent
                 outcomes = await self._return(sending)
-                facts = await self._order(lambda connection, now: graves.note(connection, sending, outcomes, now))
+                facts = await self._persist(lambda connection, now: graves.note(connection, sending, outcomes, now))
                 self._tell(recorder, told + 1, [to_row(before, fact) for fact in facts])
                 told += len(facts)
             return looked
@@ -180,7 +181,7 @@ class RouterLetters(Keeper):
             return await self._broker.return_dead_letters(letters, SEND_SECONDS)
         except BrokerError:
             numbers = [each.number for each in sending]
-            await self._order(lambda connection, _: transitions.laid_down(connection, numbers))
+            await self._persist(lambda connection, _: transitions.laid_down(connection, numbers))
             raise
 
     def _tell(self, recorder: str, first: int, facts: Sequence[Row]) -> None:
@@ -211,6 +212,15 @@ class RouterLetters(Keeper):
     async def _order(self, order: Order[T]) -> T:
         self._check()
         return await asyncio.to_thread(self._file.write, lambda connection: order(connection, time.time()))
+
+    async def _persist(self, order: Order[T]) -> T:
+        """As `_order`, until it works: what is in hand would stay there otherwise."""
+        while True:
+            try:
+                return await self._order(order)
+            except BrokerError as error:
+                log.warning("what was sent cannot be noted for now: %s", error)
+                await asyncio.sleep(AGAIN_SECONDS)
 
     def _check(self) -> None:
         if self._closed:

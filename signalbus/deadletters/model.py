@@ -7,6 +7,9 @@ letter, which has then died twice. Its states::
       ^  <── cancel ──    │  (no such subscription, ...)  │
       │ <─────────────────┴───────── died again ─────────┘
       └── discard ──> discarded ── restore ──> dead          (restore also frees what is stuck in replaying)
+
+What was acked or discarded and dies again, as its publisher repeated himself, is dead again. Nothing is ever deleted
+but what was acked a month ago.
 """
 
 from __future__ import annotations
@@ -69,11 +72,14 @@ class LetterSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """What somebody did. ``letter`` is empty for what was done to many; then ``count`` says to how many."""
+    """What somebody did, or what happened. ``letter`` is empty for what was done to many: ``count`` says to how many.
+
+    ``by`` is empty for what happens by itself.
+    """
 
     at: datetime
     by: str
-    action: str  # replay, cancel, discard, restore; sent, acked, dead again
+    action: str  # replay, cancel, discard, restore; sent, acked, dead again, returned, interrupted
     letter: str = ""
     replay: str = ""
     count: int = 1
@@ -94,7 +100,7 @@ class Letter:
 class LetterGroup:
     """Dead letters of one subscription that died of the same error at the same place (or for the same reason).
 
-    ``counts`` by state. ``sample`` is the newest detail.
+    ``counts`` by state. ``types``: up to a hundred of them. ``sample`` is the newest detail.
     """
 
     id: str
@@ -151,7 +157,8 @@ class Replay:
 
     ``waiting`` are not sent yet, ``pending`` are sent and not settled. ``returned`` could not be sent, e.g. as their
     subscription is gone: they are dead as before, with a note. ``taken`` were asked for as well, and belong to another
-    replay already. ``rate``: a second.
+    replay already. ``cancelled`` are also those that were restored while pending, or whose sender ended before they
+    were sent. ``rate``: a second.
     """
 
     id: str
@@ -204,9 +211,9 @@ class DeadLetters(Protocol):
     async def replay(self, query: LetterQuery, *, by: str, rate: float = DEFAULT_RATE) -> Replay:
         """Claim all that fit and are dead, and begin to send each to the subscription that failed, with its own id.
 
-        Only what is ``dead`` is claimed, whatever ``states`` says; ``limit`` does not matter. Attempts begin at 1.
-        Returns at once; `progress` tells how it goes on. What was claimed and not sent when its process died is sent
-        or dead again, never forgotten.
+        Only what is ``dead`` is claimed, whatever ``states`` says; ``after`` and ``limit`` do not matter. Attempts
+        begin at 1. Returns at once; `progress` tells how it goes on. What was claimed and not sent when its process
+        died is sent or dead again, never forgotten. Raises `ConfigError` unless 0 < ``rate`` <= 10,000.
         """
         ...
 
@@ -219,7 +226,7 @@ class DeadLetters(Protocol):
         ...
 
     async def cancel(self, replay: str, *, by: str) -> int:
-        """Make what a replay has not sent yet dead again; return how many that were."""
+        """Make dead again what a replay has certainly not sent yet; return how many that were."""
         ...
 
     async def discard(self, query: LetterQuery, *, by: str, note: str = "") -> int:
@@ -227,14 +234,15 @@ class DeadLetters(Protocol):
         ...
 
     async def restore(self, query: LetterQuery, *, by: str) -> int:
-        """Make discarded ones dead again, and those whose replay never came to an end, by whole ids; return how many.
+        """Make discarded ones dead again, or those whose replay never came to an end; return how many.
 
-        ``states`` must name which of the two: discarded, or replaying.
+        ``states`` must name which of the two, discarded or replaying; the latter by whole ids only, as a copy may be
+        on its way still. Raises `ConfigError` otherwise.
         """
         ...
 
     async def audit(self, limit: int = 100) -> Sequence[AuditEntry]:
-        """Return what was done, the newest first."""
+        """Return what was done, the newest first; of what was sent or acked, only each `Letter` tells."""
         ...
 
     async def aclose(self) -> None:

@@ -16,6 +16,7 @@ from .selection import Condition, behind, cursor_at, fitting, of_replay, storabl
 
 CANDIDATES = 20
 MAX_PAGE = 1_000
+MAX_TYPES = 100  # of a group: a type may be made up of an id
 
 _COLUMNS = (
     "id, state, subscription, signal, type, reason, detail, error, place, cluster, attempt, crashes, deaths, died,"
@@ -177,7 +178,7 @@ def _group(newest: Sequence[object], parts: Sequence[tuple[object, ...]]) -> Let
         error=error,
         place=place,
         counts={LetterState(str(part[0])): cast("int", part[1]) for part in parts},
-        types=tuple(sorted(types)),
+        types=tuple(sorted(types)[:MAX_TYPES]),
         oldest=_moment(min(cast("float", part[2]) for part in parts)),
         newest=_moment(newest[6]),
         sample=detail,

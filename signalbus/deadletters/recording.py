@@ -119,7 +119,8 @@ def _keep_one(connection: sqlite3.Connection, known: _Known, death: Death) -> in
 
 
 def _note_time(connection: sqlite3.Connection, number: int, death: Death) -> None:
-    connection.execute("INSERT OR IGNORE INTO letter_deaths (letter, at) VALUES (?, ?)", (number, death.at))
+    if not death.copy:
+        connection.execute("INSERT OR IGNORE INTO letter_deaths (letter, at) VALUES (?, ?)", (number, death.at))
 
 
 def _cause(death: Death) -> tuple[str | int, ...]:

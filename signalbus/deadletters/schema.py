@@ -48,8 +48,9 @@ CREATE INDEX letters_signal ON letters (signal);
 CREATE INDEX letters_content ON letters (content);
 CREATE INDEX letters_replay ON letters (replay, state) WHERE replay <> '';
 CREATE INDEX letters_copy ON letters (copy) WHERE copy IS NOT NULL;
+CREATE INDEX letters_acked ON letters (changed) WHERE state = 'acked';
 CREATE TABLE letter_deaths (
-    letter INTEGER NOT NULL, at REAL NOT NULL,
+    letter INTEGER NOT NULL, at REAL NOT NULL,  -- of what came without a number of its copy, and may come again
     PRIMARY KEY (letter, at)
 ) WITHOUT ROWID;
 CREATE TABLE letter_replays (

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import cast
 
 from ..acknowledgements import KIND
@@ -28,6 +29,7 @@ from ..ledger import Replayed
 from ..receipts import Outcome
 
 SEND_BYTES = 8 * 1024 * 1024  # of one batch
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 _GONE = "its subscription does not exist; declare it, and replay this again"
 _DELETED = "its subscription was deleted after this was sent, so it may have been handled or not"
 _LOST = "its content is not in the store any more"
@@ -133,7 +135,7 @@ def _is_repeated(connection: sqlite3.Connection, arrived: Arrived, death: Death)
     exact = arrived.letter.reason is not DeadReason.BROKER
     if not exact and not arrived.redelivered:
         return False
-    if not arrived.letter.at.timestamp():
+    if death.at != arrived.letter.at.timestamp():  # it does not say when it died
         return connection.execute("SELECT 1 FROM letters WHERE id = ?", (death.letter,)).fetchone() is not None
     return known_death(connection, death)
 
@@ -164,9 +166,15 @@ def _death(letter: StoredDeadLetter, now: float) -> Death:
         detail=letter.detail,
         attempt=letter.attempt,
         crashes=letter.crashes,
-        at=letter.at.timestamp() or now,  # it may not say when it died
+        at=_time(letter.at, now),
         history=letter.history,
     )
+
+
+def _time(said: datetime, now: float) -> float:
+    """Return when something died; now if it does not say, or cannot be shown anywhere."""
+    seconds = said.timestamp()
+    return seconds if 0.0 < seconds < _LATEST else now
 
 
 def _packed(signal: EncodedSignal) -> Record:

@@ -26,6 +26,7 @@ from ..deadletters import queries, transitions
 from ..deadletters.keeper import Keeper, Order, Question
 from ..deadletters.model import DEFAULT_RATE, Letter, LetterQuery, Replay
 from ..deadletters.pace import pace_of
+from ..deadletters.retention import forget
 from ..deadletters.sender import send_all
 from ..deadletters.transitions import Claim
 from ..errors import BrokerError, BusClosed, ConfigError, StorageError
@@ -40,8 +41,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FORGET_SECONDS, PIECE_SECONDS = 60.0, 0.05  # between looks for what is old; between pieces, in which others write
 LOST_SECONDS = 5.0  # between looks for replays whose subscription is gone
 LOOK_SECONDS = 0.5  # between looks at what others claimed
+AGAIN_SECONDS = 1.0  # before what the store could not do is tried again
 SEND_SECONDS = 10.0  # for the answer to what was sent
 NAME = "router"
 
@@ -64,6 +67,7 @@ class RouterLetters(Keeper):
             ChildSpec(name="ends of replays", start=self.listen),
             ChildSpec(name="replays", start=self.send),
             ChildSpec(name="lost replays", start=self.find_lost),
+            ChildSpec(name="forget dead letters", start=self.forget),
         )
 
     async def get(self, letter: str) -> Letter | None:
@@ -134,6 +138,16 @@ class RouterLetters(Keeper):
             except (BrokerError, ConfigError) as error:
                 log.warning("it is not known which subscriptions exist: %s", error)
 
+    async def forget(self) -> None:
+        """Forget what was acked long ago, until cancelled."""
+        while True:
+            try:
+                some = await self._order(forget)
+            except BrokerError as error:
+                log.warning("dead letters are not forgotten for now: %s", error)
+                some = 0
+            await asyncio.sleep(PIECE_SECONDS if some else FORGET_SECONDS)
+
     async def _send_all(self, replay: str, rate: float) -> None:
         recorder = f"replay {replay} {uuid.uuid4().hex[:8]}"
         told = 0
@@ -144,7 +158,7 @@ class RouterLetters(Keeper):
             if sending:
                 before = time.time()  # a subscriber may have it, and tell, before we know that it was sent
                 outcomes = await self._return(sending)
-                facts = await self._order(lambda connection, now: graves.note(connection, sending, outcomes, now))
+                facts = await self._persist(lambda connection, now: graves.note(connection, sending, outcomes, now))
                 self._tell(recorder, told + 1, [to_row(before, fact) for fact in facts])
                 told += len(facts)
             return looked
@@ -157,7 +171,7 @@ class RouterLetters(Keeper):
             return await self._broker.return_dead_letters(letters, SEND_SECONDS)
         except BrokerError:
             numbers = [each.number for each in sending]
-            await self._order(lambda connection, _: transitions.laid_down(connection, numbers))
+            await self._persist(lambda connection, _: transitions.laid_down(connection, numbers))
             raise
 
     def _tell(self, recorder: str, first: int, facts: Sequence[Row]) -> None:
@@ -188,6 +202,15 @@ class RouterLetters(Keeper):
     async def _order(self, order: Order[T]) -> T:
         self._check()
         return await asyncio.to_thread(self._store.write, lambda connection: order(connection, time.time()))
+
+    async def _persist(self, order: Order[T]) -> T:
+        """As `_order`, until it works: what is in hand would stay there otherwise."""
+        while True:
+            try:
+                return await self._order(order)
+            except BrokerError as error:
+                log.warning("what was sent cannot be noted for now: %s", error)
+                await asyncio.sleep(AGAIN_SECONDS)
 
     def _check(self) -> None:
         if self._closed:

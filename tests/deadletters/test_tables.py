@@ -14,6 +14,7 @@ from signalbus.deadletters import audit, queries, schema, transitions
 from signalbus.deadletters.death import Death
 from signalbus.deadletters.model import OPEN_STATES, LetterQuery, LetterState, Replay
 from signalbus.deadletters.recording import known_death, record
+from signalbus.deadletters.retention import KEPT_SECONDS, forget
 from signalbus.deadletters.selection import Condition, one_of
 from signalbus.deadletters.transitions import Claim, Copy
 from signalbus.errors import ConfigError
@@ -190,6 +191,22 @@ def test_a_page_goes_on_where_letters_died_at_the_same_time() -> None:
             break
         query = LetterQuery(limit=4, after=page.next)
     assert seen == [f"signal-{number:02}" for number in reversed(range(25))]
+
+
+def test_only_what_was_acked_long_ago_is_forgotten() -> None:
+    connection = tables()
+    for number in range(4):
+        record(connection, death(f"signal-{number}", position=number + 1))
+    claimed(connection, LetterQuery(ids=tuple(death(f"signal-{number}").letter for number in (0, 1))))
+    transitions.sent(connection, [Copy(letter=1), Copy(letter=2)], at=NOON)
+    transitions.acked(connection, Condition("number = 1"), at=NOON)
+    transitions.discard(connection, LetterQuery(signal="signal-2"), at=NOON, by="ann", note="")
+    assert forget(connection, NOON + KEPT_SECONDS) == 0
+    assert forget(connection, NOON + KEPT_SECONDS + 1) == 1
+    assert forget(connection, NOON + 10 * KEPT_SECONDS) == 0
+    assert sorted(states(connection).values()) == [S.DEAD, S.DISCARDED, S.REPLAYING]
+    assert audit.of_letter(connection, death("signal-0").letter) == []
+    assert audit.of_letter(connection, death("signal-1").letter) != []
 
 
 class Lives(RuleBasedStateMachine):

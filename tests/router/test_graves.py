@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import orjson
@@ -102,6 +103,15 @@ def test_what_does_not_say_when_it_died_died_now_and_once(connection: sqlite3.Co
     assert [(letter.deaths, letter.died.timestamp()) for letter in listed(connection)] == [(1, NOON)]
     graves.bury(connection, [arrived(reason=silent, at=0.0)], NOON + 6)
     assert [letter.deaths for letter in listed(connection)] == [2]
+
+
+@pytest.mark.parametrize(
+    "at", [datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))), datetime(9999, 12, 31, tzinfo=UTC)]
+)
+def test_a_time_beyond_the_calendar_does_no_harm(connection: sqlite3.Connection, at: datetime) -> None:
+    odd = arrived()
+    graves.bury(connection, [replace(odd, letter=replace(odd.letter, at=at))], NOON)
+    assert [letter.died.timestamp() for letter in listed(connection)] == [NOON]
 
 
 def test_text_that_is_none_is_kept_as_far_as_it_can_be(connection: sqlite3.Connection) -> None:

@@ -359,7 +359,7 @@ class RabbitBroker:
     async def has_queue(self, subscription: str, timeout: float) -> bool:
         """Tell whether a durable subscription has a queue, so whether what was sent to it may still be settled."""
         self._check_open()
-        return await self._control.counts(self._replaying.queue(subscription), timeout) is not None
+        return await self._control.exists(self._replaying.queue(subscription), timeout)
 
     def _drain(self, queue: Queue, keep: Keep, together: int, drained: asyncio.Event | None = None) -> Drain:
         link, cap = self._consume_link, self._url.backoff_cap

@@ -24,6 +24,7 @@ from .topology import Binding, Declaration, Exchange, Queue, Topology
 log = logging.getLogger(__name__)
 
 STEP_SECONDS = 10.0  # one declaration; a cluster without majority answers none
+NO_QUEUE = "no queue '"  # as RabbitMQ words it, from 3.10 to 4.x
 #: At the same time. The driver has room for ten frames, and drops its answer to a refusal when there is none: the
 #: broker then closes the connection (504) when the number of the channel is used again.
 CHANNELS = 4
@@ -125,6 +126,20 @@ class Control:
             raise self.error(failure) from failure
         except TimeoutError as error:
             raise BrokerUnavailable(self.link.trouble(f"no answer within {timeout:.1f} s")) from error
+
+    async def exists(self, queue: str, timeout: float) -> bool:
+        """Tell whether there is a queue of that name. Raises `BrokerUnavailable` also while it cannot be reached."""
+        try:
+            async with asyncio.timeout(timeout), self.channel(timeout) as channel:
+                await call(channel.queue_declare(queue, passive=True), STEP_SECONDS)
+        except DriverFailure as failure:
+            # A queue whose node is down, or that has crashed, is not found either, and says so with other words.
+            if failure.code == NOT_FOUND and NO_QUEUE in failure.reason:
+                return False
+            raise self.error(failure) from failure
+        except TimeoutError as error:
+            raise BrokerUnavailable(self.link.trouble(f"no answer within {timeout:.1f} s")) from error
+        return True
 
     def error(self, failure: DriverFailure) -> BrokerUnavailable | ConfigError:
         """Return the error that a failure on the control link means to our callers."""

@@ -124,8 +124,7 @@ class SqliteBroker:
         """See `Broker.aclose`. Bounded by about seven seconds."""
         if self._desk is not None and self._ending is None:
             self._desk.reason = reason
-            for letters in list(self._letters):
-                await letters.aclose()
+            await asyncio.gather(*(letters.aclose() for letters in self._letters))
         await self._close(_CLOSE_SECONDS)
 
     async def _close(self, patience: float) -> None:
@@ -270,13 +269,19 @@ class SqliteBroker:
     async def letters(self, timeout: float) -> DeadLetters:
         """Return the dead letters of this file, to be asked and closed; `aclose` closes them as well.
 
-        ``timeout``: seconds for each question. Raises `StorageError` or `BrokerUnavailable`.
+        What died until now is put on record first. ``timeout``: seconds for that, and for each question. Raises
+        `StorageError` or `BrokerUnavailable`.
         """
         errands, desk = self._opened(), self._desk
         assert desk is not None
         file = await asyncio.to_thread(LetterFile, self._files.path, read_only=True)
-        letters = SqliteLetters(errands, file, lambda: desk.info, self.append, timeout, self._letters.discard)
+        letters = SqliteLetters(errands, desk, file, self.append, timeout, self._letters.discard)
         self._letters.add(letters)
+        try:
+            await letters.catch_up()
+        except BaseException:
+            await letters.aclose()
+            raise
         return letters
 
     # Looks

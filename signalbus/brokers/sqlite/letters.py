@@ -20,17 +20,18 @@ from ...deadletters.transitions import Claim
 from ...errors import BusClosed, SignalBusError, StorageError
 from ...ledger import Batch, Origin
 from ...ledger.facts import Row
-from ...sessions import SessionInfo
 from ...signals import new_id
 from ...supervision import Supervisor
 from . import replays
 from .deaths import content
+from .desk import Desk
 from .errands import Errands
 from .group import Group
-from .operations import Change, Look
+from .operations import Change
 
 T = TypeVar("T")
 
+_CLOSE_SECONDS = 2.0
 _CLOSED = "whoever was to send it has stopped"
 _GAVE_UP = "sending failed again and again; see the log"
 
@@ -44,15 +45,15 @@ class SqliteLetters(Keeper):
     def __init__(
         self,
         errands: Errands,
+        desk: Desk,
         file: LetterFile,
-        session: Callable[[], SessionInfo],
         append: Callable[[Sequence[Batch]], None],
         timeout: float,
         ended: Callable[[SqliteLetters], None],
     ) -> None:
         self._errands = errands
+        self._desk = desk
         self._file = file
-        self._session = session
         self._append = append
         self._timeout = timeout
         self._ended = ended
@@ -69,7 +70,7 @@ class SqliteLetters(Keeper):
     async def replay(self, query: LetterQuery, *, by: str, rate: float = DEFAULT_RATE) -> Replay:
         """See `DeadLetters.replay`."""
         pace_of(rate)
-        await self._catch_up()
+        await self.catch_up()
         replay = new_id()
         self._ours.add(replay)
         try:
@@ -108,7 +109,7 @@ class SqliteLetters(Keeper):
 
     def _tell(self, recorder: str, first: int, facts: Sequence[Row]) -> None:
         if facts:
-            info = self._session()
+            info = self._desk.info
             origin = Origin(recorder=recorder, session=info.id, name=info.name, host=info.host, pid=info.pid)
             self._append([Batch(origin=origin, first=first, rows=facts)])
 
@@ -120,14 +121,15 @@ class SqliteLetters(Keeper):
 
     async def _give_back(self, note: str) -> int:
         try:
-            return await self._change(partial(replays.give_back, replays=tuple(self._ours), note=note))
+            back = partial(replays.give_back, replays=tuple(self._ours), note=note)
+            return await self._change(back, min(self._timeout, _CLOSE_SECONDS))
         except SignalBusError:
             return 0  # with the end of our session everybody sees that we do not send any more
 
     async def _end(self) -> None:
         await self._senders.aclose()
         if self._giving_up:
-            await asyncio.wait(self._giving_up, timeout=self._timeout)
+            await asyncio.wait(self._giving_up, timeout=_CLOSE_SECONDS)
         if self._ours:
             await self._give_back(_CLOSED)
         await asyncio.to_thread(self._file.close)
@@ -136,24 +138,25 @@ class SqliteLetters(Keeper):
     # The file
 
     async def _ask(self, question: Question[T]) -> T:
-        await self._catch_up()
+        await self.catch_up()
         return await asyncio.to_thread(self._file.read, question)
 
     async def _order(self, order: Order[T]) -> T:
-        await self._catch_up()
+        await self.catch_up()
         return await self._change(lambda group: order(group.connection, group.changes.desk.clock.wall()))
 
-    async def _catch_up(self) -> None:
+    async def catch_up(self) -> None:
         """Put on record what has happened, as far as there is time."""
         self._check()
         deadline = time.monotonic() + self._timeout
-        while await self._errands.ask(Look(self._errands.future(), deadline, replays.behind)):
+        while await asyncio.to_thread(self._file.read, partial(replays.behind, now=self._desk.clock.wall())):
             await self._errands.ask(Change(self._errands.future(), deadline + self._timeout, replays.catch_up))
             if time.monotonic() > deadline:
                 return
 
-    async def _change(self, change: Callable[[Group], T]) -> T:
-        return await self._errands.ask(Change(self._errands.future(), time.monotonic() + self._timeout, change))
+    async def _change(self, change: Callable[[Group], T], timeout: float | None = None) -> T:
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        return await self._errands.ask(Change(self._errands.future(), deadline, change))
 
     def _check(self) -> None:
         if self._closed:

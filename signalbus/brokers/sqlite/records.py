@@ -71,12 +71,12 @@ def unpack_history(stored: object) -> tuple[Failure, ...]:
     try:
         return tuple(
             Failure(
-                attempt=attempt,
-                error=error,
-                message=message,
+                attempt=int(attempt),
+                error=str(error),
+                message=str(message),
                 at=datetime.fromisoformat(at),
-                session=session,
-                traceback=traceback,
+                session=str(session),
+                traceback=str(traceback),
             )
             for attempt, error, message, at, session, traceback in orjson.loads(stored)  # type: ignore[arg-type]
         )

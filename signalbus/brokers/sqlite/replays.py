@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ...deadletters import queries, transitions
 from ...deadletters.death import to_send
 from ...deadletters.model import LetterState
+from ...deadletters.retention import expired, forget
 from ...deadletters.selection import Condition, of_replay
 from ...deadletters.transitions import Copy
 from ...errors import Backpressure
@@ -43,15 +44,12 @@ _DAMAGED = "it is damaged in the database, so it is not sent"
 _LEFT = "the process that was to send it has ended"
 
 
-def behind(connection: Connection) -> bool:
-    """Tell whether anything has happened that is not on record."""
-    if unrecorded(connection):
-        return True
-    ended = " UNION ALL ".join(
-        f"SELECT 1 FROM letters WHERE {each.sql}"  # noqa: S608 - conditions of ours
-        for each in (ACKED, ORPHANED, INTERRUPTED)
+def behind(connection: Connection, now: float) -> bool:
+    """Tell whether anything has happened that is not on record, or is to be forgotten."""
+    return unrecorded(connection) or any(
+        connection.execute(each.within("SELECT 1 FROM letters WHERE <condition> LIMIT 1"), each.values).fetchone()
+        for each in (ACKED, ORPHANED, INTERRUPTED, expired(now))
     )
-    return connection.execute(f"{ended} LIMIT 1").fetchone() is not None
 
 
 def catch_up(group: Group) -> None:
@@ -63,7 +61,8 @@ def catch_up(group: Group) -> None:
         moved += transitions.orphaned(connection, ORPHANED, _DELETED, at=now)
         moved += transitions.acked(connection, ACKED, at=now)
         moved += transitions.interrupted(connection, INTERRUPTED, _LEFT, at=now)
-    group.changes.written += (recorded + moved) * _ROW_BYTES
+    forgotten = forget(connection, now)
+    group.changes.written += (recorded + moved + forgotten) * _ROW_BYTES
 
 
 def send(group: Group, replay: str, limit: int) -> tuple[int, Sequence[Row]]:

@@ -25,7 +25,9 @@ from signalbus.codec import RECEIPT_TO, EncodedSignal
 from signalbus.deadletters import LetterQuery, LetterState, LetterSummary, Replay
 from signalbus.delivery import ACK, DeadLetter, DeadReason, Settlement
 from signalbus.errors import StorageError
+from signalbus.ledger import Replayed
 from signalbus.router import graves
+from signalbus.router.graves import Sending
 from signalbus.router.letters import RouterLetters
 from signalbus.testing.proxy import FaultProxy
 from signalbus.trace.store import SqliteStore
@@ -363,6 +365,56 @@ async def test_dead_letters_wait_while_the_store_has_trouble(
     monkeypatch.setattr(graves, "bury", bury_with_trouble)
     async with routed(broker, path) as letters:
         assert {each.deaths for each in await there(letters, 2)} == {1}
+
+
+async def test_what_was_sent_is_noted_once_the_store_can(
+    brokers: Brokers, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await brokers.open()
+    consumer = await brokers.serve(broker)
+    await bury(broker, consumer, 1)
+    note, trouble = graves.note, [2]
+
+    def note_with_trouble(
+        connection: sqlite3.Connection, sending: Sequence[Sending], outcomes: Sequence[PublishOutcome], now: float
+    ) -> list[Replayed]:
+        if trouble[0]:
+            trouble[0] -= 1
+            raise StorageError("the disk is full")
+        return note(connection, sending, outcomes, now)
+
+    monkeypatch.setattr(graves, "note", note_with_trouble)
+    monkeypatch.setattr("signalbus.router.letters.AGAIN_SECONDS", 0.05)
+    async with routed(broker, path) as letters:
+        await there(letters, 1)
+        replay = await letters.replay(LetterQuery(), by="ann", rate=100.0)
+        await reached(letters, replay.id, pending=1)
+        [incoming] = await receive(consumer)
+        await settle(consumer, incoming, ACK, broker)
+        await reached(letters, replay.id, acked=1)
+
+
+async def test_row_35_dead_letters_that_find_no_room_stay_in_their_queue_and_others_go_on(
+    brokers: Brokers, raw: AbstractChannel, path: Path
+) -> None:
+    broker = await brokers.open()
+    consumer = await brokers.serve(broker)
+    await raw.queue_declare("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    await raw.queue_bind("full", "signalbus.dead")
+    await publish(broker, *[signal(number) for number in range(20)])
+    settling = [asyncio.create_task(consumer.settle(each, GIVEN_UP)) for each in await receive(consumer, 20)]
+    done, stuck = await asyncio.wait(settling, timeout=1.0)
+    assert stuck
+    await publish(broker, signal(20))
+    [healthy] = await receive(consumer)
+    assert await consumer.settle(healthy, ACK)
+    await raw.queue_delete("full")
+    async with asyncio.timeout(TIMEOUT):
+        assert set(await asyncio.gather(*settling)) == {True}
+    async with routed(broker, path) as letters:
+        found = await there(letters, 20)
+        assert {each.deaths for each in found} == {1}  # though some were stored more than once
+    assert len(done) < 20
 
 
 async def test_a_router_goes_on_after_its_connections_were_cut(brokers: Brokers, proxy: FaultProxy, path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from signalbus.brokers.base import SubscriptionSpec
 from signalbus.brokers.sqlite import SqliteBroker, replays
+from signalbus.brokers.sqlite.clock import Clock
 from signalbus.brokers.sqlite.consumer import SqliteConsumer
 from signalbus.brokers.sqlite.records import pack, pack_history, seal
 from signalbus.deadletters import DeadLetters, LetterQuery, LetterState, LetterSummary, Replay
@@ -272,6 +273,28 @@ async def test_dead_letters_of_a_file_of_version_2_are_there(place: Place) -> No
         assert [(each.state, each.place) for each in await listed(letters)] == [
             (LetterState.DEAD, "billing.py:12 in charge")
         ] * 3
+
+
+async def test_what_was_acked_a_month_ago_is_forgotten_with_its_content(place: Place) -> None:
+    days = [0.0]
+    broker, consumer = await place.serving(clock=Clock(wall=lambda: time.time() + days[0] * 86_400))
+    await bury(broker, consumer, 3)
+    async with letters_of(broker) as letters:
+        acked, discarded, _ = await listed(letters)
+        await letters.discard(LetterQuery(ids=(discarded.id,)), by="ann")
+        replay = await letters.replay(LetterQuery(ids=(acked.id,)), by="ann")
+        [incoming] = await receive(consumer)
+        await consumer.settle(incoming, ACK)
+        days[0] = 29.0
+        assert (await progress(letters, replay)).acked == 1
+        assert len(await listed(letters)) == 3
+        days[0] = 60.0
+        assert [each.state for each in await listed(letters)] == [LetterState.DISCARDED, LetterState.DEAD]
+        assert (await progress(letters, replay)).acked == 1
+        assert await letters.get(acked.id) is None
+    await broker.aclose()
+    with place.raw() as connection:
+        assert connection.execute("SELECT count(*) FROM dead_letters").fetchone() == (2,)
 
 
 def _many(connection: sqlite3.Connection, count: int) -> None:

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from ..brokers.base import BrokerState, QueueInfo, SessionStatus
 from ..deadletters import LetterGroup, LetterState
 from ..errors import SignalBusError
+from ..escapes import escape
 from ..inspection import Inspection
 from ..signals import utc_now
 from ..trace.listing import StoreStats
@@ -116,7 +117,8 @@ def _queues(queues: Sequence[QueueInfo]) -> Iterator[Metric]:
 
 def _by_subscription(name: str, text: str, values: Iterable[tuple[str, float | None]]) -> Metric:
     family = GaugeMetricFamily(f"signalbus_{name}", text, labels=["subscription"])
-    for subscription, value in values:
+    told = {escape(subscription): value for subscription, value in values}  # no label twice, whatever names there are
+    for subscription, value in told.items():
         if value is not None:  # the broker does not tell
             family.add_metric([subscription], value)
     return family
@@ -143,7 +145,7 @@ def _bounded(tally: Tally) -> Counter[tuple[str, str]]:
     counts = Counter[tuple[str, str]]()
     for (name, subscription), count in tally.totals.items():
         if name in OUTCOMES:
-            counts[subscription if subscription in kept else OTHERS, name] += count
+            counts[escape(subscription) if subscription in kept else OTHERS, name] += count
     return counts
 
 
@@ -153,7 +155,7 @@ def _letters(groups: Sequence[LetterGroup]) -> Iterator[Metric]:
     kept = set(sorted({group.subscription for group in groups})[:SUBSCRIPTIONS])
     for group in groups:
         for state, count in group.counts.items():
-            counts[group.subscription if group.subscription in kept else OTHERS, state] += count
+            counts[escape(group.subscription) if group.subscription in kept else OTHERS, state] += count
     for (subscription, state), count in sorted(counts.items()):
         family.add_metric([subscription, state.value], count)
     yield family

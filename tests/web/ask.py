@@ -32,27 +32,29 @@ class Answer:
         return cast(list[Json], json.loads(self.body))
 
 
-async def raw(port: int, sent: bytes, *, timeout: float = DEADLINE) -> Answer:
+async def raw(port: int, sent: bytes, *, bodyless: bool = False) -> Answer:
     """Send bytes over a connection of their own, and read one answer."""
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(DEADLINE):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             with suppress(ConnectionError):  # it may answer, and close, before it has read all
                 writer.write(sent)
                 await writer.drain()
-            return await read_answer(reader)
+            return await read_answer(reader, bodyless=bodyless)
         finally:
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
 
 
-async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """Read one answer. Raises `asyncio.IncompleteReadError` if the connection ends before it does."""
+async def read_answer(reader: asyncio.StreamReader, *, bodyless: bool = False) -> Answer:
+    """Read one answer; ``bodyless``: to HEAD. Raises `asyncio.IncompleteReadError` if the connection ends before."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.strip().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     status = int(first.split(" ")[1])
+    if bodyless:
+        return Answer(status, headers, b"")
     if headers.get("transfer-encoding") == "chunked":
         return Answer(status, headers, await _chunks(reader))
     return Answer(status, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
@@ -69,7 +71,8 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 
 async def get(port: int, target: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Answer:
     """Ask for something. ``headers`` that are given replace ours."""
-    return await raw(port, head(method, target, {"host": f"127.0.0.1:{port}", **(headers or {})}))
+    sent = head(method, target, {"host": f"127.0.0.1:{port}", **(headers or {})})
+    return await raw(port, sent, bodyless=method == "HEAD")
 
 
 async def post(

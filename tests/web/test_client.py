@@ -99,7 +99,7 @@ QUERIES = [
 ]
 
 
-@pytest.mark.parametrize("query", QUERIES, ids=repr)
+@pytest.mark.parametrize("query", QUERIES)
 async def test_a_remote_list_is_the_local_one(tmp_path: Path, store: SqliteStore, query: Query) -> None:
     async with world(tmp_path, store=store) as here:
         told: Page = await asyncio.to_thread(RemoteTraces(client_of(here)).page, query)

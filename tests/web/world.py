@@ -41,6 +41,7 @@ class AppOptions(TypedDict, total=False):
 class World:
     """What a test looks at, and where. ``troubles`` may be changed."""
 
+    inspection: Inspection
     bus: Bus
     letters: FakeLetters
     server: WebServer
@@ -73,7 +74,7 @@ async def world(
             inspection = Inspection(bus=bus, traces=traces, letters=keeper, troubles=lambda: troubles)
             server = WebServer(create_app(inspection, access, pages, **options), access, limits or Limits())
             async with serving(server):
-                yield World(bus=bus, letters=keeper, server=server, troubles=troubles)
+                yield World(inspection=inspection, bus=bus, letters=keeper, server=server, troubles=troubles)
 
 
 @asynccontextmanager

@@ -83,11 +83,11 @@ class Browser:
 
     def js(self, expression: str) -> object:
         """Return the value of an expression."""
-        return cast("object", self.driver.execute_script(f"return {expression}"))  # type: ignore[no-untyped-call]
+        return cast("object", self.driver.execute_script(f"return {expression}"))
 
     def cdp(self, command: str, **parameters: object) -> None:
         """Send a command of the developer tools."""
-        self.driver.execute_cdp_cmd(command, parameters)  # type: ignore[no-untyped-call]
+        self.driver.execute_cdp_cmd(command, parameters)
 
     def wait(self, condition: Callable[[], object], message: str = "") -> None:
         """Wait until something is so."""
@@ -213,7 +213,7 @@ def chromium(width: int, height: int) -> Iterator[webdriver.Chrome]:
         opened = webdriver.Chrome(options=options, service=Service(driver, env={**os.environ, "TMPDIR": profile}))
         try:
             opened.set_page_load_timeout(WAIT_SECONDS)
-            opened.execute_cdp_cmd(  # type: ignore[no-untyped-call]
+            opened.execute_cdp_cmd(
                 "Emulation.setDeviceMetricsOverride",
                 {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
             )

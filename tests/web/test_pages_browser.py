@@ -302,7 +302,8 @@ async def test_nothing_is_wider_than_a_small_telephone(tmp_path: Path, text: str
         def measure(browser: Browser) -> None:
             for path in paths:
                 browser.open(path)
-                assert browser.js("document.documentElement.scrollWidth") == 360, path
+                wide = browser.js(_WIDE)
+                assert browser.js("document.documentElement.scrollWidth") == 360, (path, wide, browser.complaints())
 
         await site.use(measure, width=360, height=740)
 
@@ -343,6 +344,10 @@ async def test_nothing_of_a_hostile_corpus_runs_or_breaks_the_policy(tmp_path: P
         await site.use(visit)
 
 
+_WIDE = (
+    "[...document.querySelectorAll('body *')].filter((each) => each.getBoundingClientRect().right > 361)"
+    ".map((each) => each.outerHTML.slice(0, 200))"
+)
 #: What an attacker wants: an attribute that runs.
 _ACTIVE = (
     "[...document.querySelectorAll('*')].flatMap((each) => [...each.attributes]"

@@ -85,5 +85,5 @@ async def test_rates_are_numbers_without_javascript_too(tmp_path: Path) -> None:
 
     async with page_world(tmp_path) as world:
         page = (await Client(Starlette(routes=page_routes(world.inspection, rates))).get("/subscribers")).page
-        assert "published 1,234 delivered 10.0 acked 0.0 failed not told" in page.text
+        assert "published 1,234 delivered 10.0 acked 0.0 failed \u2013" in page.text
         assert "/subscribers" in page.links()

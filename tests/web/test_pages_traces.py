@@ -215,3 +215,10 @@ async def test_trouble_of_the_store_becomes_a_page(tmp_path: Path, monkeypatch: 
         answer = await world.client.get("/")
         assert answer.status == 503
         assert "malformed" in answer.page.text
+
+
+async def test_who_is_signed_in_can_sign_out(tmp_path: Path) -> None:
+    async with page_world(tmp_path) as world:
+        assert not (await world.client.get("/")).page.all("form", action="/logout")
+        answer = await world.client.ask("GET", "/", headers={"cookie": "signalbus_pass=1.x"})
+        assert answer.page.all("form", action="/logout", method="post")

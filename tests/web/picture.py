@@ -58,7 +58,8 @@ async def _take(path: Path, *, dark: bool) -> None:
         cancelled = await _publish(tower)
         assert isinstance(tower.broker, SqliteBroker)
         traces = await stack.enter_async_context(await tower.broker.traces(SECONDS))
-        await eventually(lambda: _settled(traces, cancelled), timeout=30)
+        settled: bool = await eventually(lambda: _settled(traces, cancelled), timeout=30)
+        assert settled
         inspection = Inspection(bus=tower, traces=traces, letters=MemoryLetters(), troubles=lambda: ())
         site = await stack.enter_async_context(served(Starlette(routes=page_routes(inspection))))
 

@@ -86,6 +86,10 @@ class Site:
             signed_in=signed_in,
         )
 
+    async def lost(self, request: Request) -> Response:
+        """Answer where there is nothing."""
+        return self._failure(request, NotFound(f"there is no page at {request.url.path[:80]!a}"))
+
     def _failure(self, request: Request, error: SignalBusError) -> HTMLResponse:
         status, title = _STATUS.get(type(error), (503, "Not now"))
         if isinstance(error, ConfigError):

@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 import pytest
 import uvicorn
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -83,17 +84,21 @@ class Browser:
 
     def js(self, expression: str) -> object:
         """Return the value of an expression."""
-        return cast("object", self.driver.execute_script(f"return {expression}"))  # type: ignore[no-untyped-call]
+        return cast("object", self.driver.execute_script(f"return {expression}"))
 
     def cdp(self, command: str, **parameters: object) -> None:
         """Send a command of the developer tools."""
-        self.driver.execute_cdp_cmd(command, parameters)  # type: ignore[no-untyped-call]
+        self.driver.execute_cdp_cmd(command, parameters)
 
-    def wait(self, condition: Callable[[], object], message: str = "") -> None:
-        """Wait until something is so."""
-        WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.05).until(
-            lambda _: condition(), message or f"at {self.path}: {self.text[:400]}"
+    def wait(self, condition: Callable[[], object]) -> None:
+        """Wait until something is so. A page that is just being exchanged for another is asked again."""
+        waiting = WebDriverWait(
+            self.driver, WAIT_SECONDS, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
         )
+        try:
+            waiting.until(lambda _: condition())
+        except TimeoutException as error:
+            raise AssertionError(f"waited {WAIT_SECONDS:g} s at {self.path}: {self.text[:600]}") from error
 
     def complaints(self) -> list[str]:
         """Return what the browser complained of, such as breaches of the policy, since the last time."""
@@ -213,7 +218,7 @@ def chromium(width: int, height: int) -> Iterator[webdriver.Chrome]:
         opened = webdriver.Chrome(options=options, service=Service(driver, env={**os.environ, "TMPDIR": profile}))
         try:
             opened.set_page_load_timeout(WAIT_SECONDS)
-            opened.execute_cdp_cmd(  # type: ignore[no-untyped-call]
+            opened.execute_cdp_cmd(
                 "Emulation.setDeviceMetricsOverride",
                 {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
             )

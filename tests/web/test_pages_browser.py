@@ -238,6 +238,42 @@ async def test_an_update_takes_nothing_out_of_the_readers_hand(tmp_path: Path) -
         await site.use(hold)
 
 
+async def test_rows_that_lead_to_the_same_place_stay_apart(tmp_path: Path) -> None:
+    async with page_world(tmp_path) as world, served(world.app) as site:
+        fill(world)
+        loop = asyncio.get_running_loop()
+        await world.letters.replay(_one(1), by="first")
+        await world.letters.cancel("r-1", by="second")
+
+        async def happen() -> None:
+            await world.letters.cancel("r-1", by="third")
+            await world.letters.discard(_one(2), by="fourth")
+            site.tell("changed")
+
+        def follow(browser: Browser) -> None:
+            browser.open("/dead-letters/audit")
+            browser.wait(lambda: bool(site.readers))
+            for number in (1, 2):
+                asyncio.run_coroutine_threadsafe(happen(), loop).result(15)
+                browser.wait(lambda expected=2 + 2 * number: len(_rows(browser)) == expected)
+            assert [row.split()[0] for row in _rows(browser)] == [
+                "fourth",
+                "third",
+                "fourth",
+                "third",
+                "second",
+                "first",
+            ]
+
+        await site.use(follow)
+
+
+def _rows(browser: Browser) -> list[str]:
+    found = browser.js("[...document.querySelectorAll('tbody tr')].map((row) => row.cells[2].textContent)")
+    assert isinstance(found, list)
+    return [str(row) for row in found]
+
+
 async def test_a_replay_can_be_begun_by_keyboard_alone_with_the_focus_in_sight(tmp_path: Path) -> None:
     async with page_world(tmp_path) as world, served(world.app) as site:
         fill(world)
@@ -302,7 +338,8 @@ async def test_nothing_is_wider_than_a_small_telephone(tmp_path: Path, text: str
         def measure(browser: Browser) -> None:
             for path in paths:
                 browser.open(path)
-                assert browser.js("document.documentElement.scrollWidth") == 360, path
+                wide = browser.js(_WIDE)
+                assert browser.js("document.documentElement.scrollWidth") == 360, (path, wide, browser.complaints())
 
         await site.use(measure, width=360, height=740)
 
@@ -343,6 +380,10 @@ async def test_nothing_of_a_hostile_corpus_runs_or_breaks_the_policy(tmp_path: P
         await site.use(visit)
 
 
+_WIDE = (
+    "[...document.querySelectorAll('body *')].filter((each) => each.getBoundingClientRect().right > 361)"
+    ".map((each) => each.outerHTML.slice(0, 200))"
+)
 #: What an attacker wants: an attribute that runs.
 _ACTIVE = (
     "[...document.querySelectorAll('*')].flatMap((each) => [...each.attributes]"

@@ -264,7 +264,7 @@ async def test_only_a_form_of_bounded_size_is_read(tmp_path: Path) -> None:
 async def test_nothing_changes_by_a_get(tmp_path: Path, path: str) -> None:
     async with page_world(tmp_path) as world:
         world.letters.add(letter(1))
-        assert (await world.client.get(f"/dead-letters/{path}?id=d-000001")).status == 405
+        assert (await world.client.get(f"/dead-letters/{path}?id=d-000001")).status == 404
         assert world.letters.state("d-000001") is LetterState.DEAD
 
 

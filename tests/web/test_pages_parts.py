@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 
 from signalbus.deadletters import LetterState
 from signalbus.errors import ConfigError
-from signalbus.ledger import Fact
+from signalbus.ledger import Acked, Delivered, Fact
 from signalbus.trace.model import SignalTrace, Trace
 from signalbus.trace.tree import build
 from signalbus.web.pages.environment import ago, lines
@@ -22,6 +22,7 @@ from signalbus.web.pages.questions import LetterQuestion, TraceQuestion, read_no
 from signalbus.web.pages.steps import steps
 from signalbus.web.pages.timeline import timeline
 from tests.trace import examples
+from tests.trace.facts import At, Teller
 from tests.trace.strategies import any_facts
 
 NOW = 1_767_268_900.0
@@ -37,7 +38,29 @@ def test_geometry_stays_within_the_figure_whatever_was_told(facts: list[Fact]) -
     for bar in figure.bars:
         assert 0 <= bar.waits_from <= bar.works_from <= bar.works_from + bar.works_for <= 100.001
         assert bar.works_for > 0
-    assert [at for at, _ in figure.ticks] == [0, 25, 50, 75, 100]
+    places = [at for at, _ in figure.ticks]
+    assert places == sorted(places)
+    assert 0 <= places[0] <= places[-1] <= 100
+    assert len(places) <= 7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.534, ["0", "200 ms", "400 ms"]),
+        (1.0, ["0", "200 ms", "400 ms", "600 ms", "800 ms", "1.00 s"]),
+        (0.00009, ["0", "20 µs", "40 µs", "60 µs", "80 µs"]),
+        (7_300, ["0", "30 min 0 s", "1 h 0 min", "1 h 30 min", "2 h 0 min"]),
+    ],
+)
+def test_ticks_are_round_times(seconds: float, expected: list[str]) -> None:
+    teller = Teller("shop", "web-1", 1)
+    at = At(signal="signal-a", type="order.placed", subscription="billing")
+    teller.tell(0, Delivered(**at))
+    teller.tell(seconds, Acked(**at, seconds=seconds))
+    figure = timeline(build("signal-a", teller.facts), NOW)
+    assert figure is not None
+    assert [text for _, text in figure.ticks] == expected
 
 
 def test_without_a_known_time_there_is_no_figure() -> None:

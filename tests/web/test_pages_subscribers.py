@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from starlette.applications import Starlette
 
 from signalbus import Bus
-from signalbus.brokers.base import SubscriptionSpec
+from signalbus.brokers.base import QueueInfo, SubscriptionSpec
 from signalbus.web.pages import page_routes
 from tests.support import eventually
 from tests.web.page_client import Client, Document
@@ -85,5 +87,21 @@ async def test_rates_are_numbers_without_javascript_too(tmp_path: Path) -> None:
 
     async with page_world(tmp_path) as world:
         page = (await Client(Starlette(routes=page_routes(world.inspection, rates))).get("/subscribers")).page
-        assert "published 1,234 delivered 10.0 acked 0.0 failed not told" in page.text
+        assert "published 1,234 delivered 10.0 acked 0.0 failed \u2013" in page.text
         assert "/subscribers" in page.links()
+
+
+async def test_many_readers_cost_the_broker_one_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with page_world(tmp_path) as world:
+        looks = 0
+        queues = world.bus.broker.queues
+
+        async def counted(timeout: float) -> Sequence[QueueInfo]:
+            nonlocal looks
+            looks += 1
+            return await queues(timeout)
+
+        monkeypatch.setattr(world.bus.broker, "queues", counted)
+        answers = await asyncio.gather(*(world.client.get("/subscribers") for _ in range(50)))
+        assert {answer.status for answer in answers} == {200}
+        assert looks < 10

@@ -215,3 +215,18 @@ async def test_trouble_of_the_store_becomes_a_page(tmp_path: Path, monkeypatch: 
         answer = await world.client.get("/")
         assert answer.status == 503
         assert "malformed" in answer.page.text
+
+
+async def test_who_is_signed_in_can_sign_out(tmp_path: Path) -> None:
+    async with page_world(tmp_path) as world:
+        assert not (await world.client.get("/")).page.all("form", action="/logout")
+        answer = await world.client.ask("GET", "/", headers={"cookie": "signalbus_pass=1.x"})
+        assert answer.page.all("form", action="/logout", method="post")
+
+
+async def test_an_address_without_a_page_is_not_found_and_that_of_a_program_is_left_alone(tmp_path: Path) -> None:
+    async with page_world(tmp_path) as world:
+        answer = await world.client.get("/orders/<b>")
+        assert answer.status == 404
+        assert "there is no page at" in answer.page.text
+        assert (await world.client.get("/api/v1/orders")).text == "Not Found"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from ...inspection import Inspection
 from . import links
@@ -47,7 +48,16 @@ def page_routes(inspection: Inspection, rates: Rates = unknown_rates) -> list[Ba
         site.route(links.SUBSCRIBERS, subscribers.show),
         Route("/login", _login),
         *(Route(f"/static/{asset.name}", asset.serve) for asset in ASSETS.values()),
+        _Elsewhere("/{path:path}", site.lost),
     ]
+
+
+class _Elsewhere(Route):
+    """Any other address but those of programs, whose answers are no pages."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """See `Route`."""
+        return (Match.NONE, {}) if scope["path"].startswith("/api/") else super().matches(scope)
 
 
 def _login(request: Request) -> Response:

@@ -20,6 +20,8 @@ from .environment import make_environment
 
 PAGE_SECONDS = 20.0  # for all that a page asks; each question has a shorter deadline of its own
 
+PASS = "signalbus_pass"  # noqa: S105 - the name of the cookie that `signalbus.web` gives for a token
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -32,6 +34,7 @@ class Frame:
     working: bool
     troubles: tuple[str, ...]
     version: str
+    signed_in: bool
 
 
 class NotFound(SignalBusError):
@@ -63,10 +66,12 @@ class Site:
     def page(self, request: Request, template: str, *, status: int = 200, **values: object) -> HTMLResponse:
         """Render a page."""
         found = self._environment.get_template(template)
-        text = found.render(frame=self.frame(), assets=ASSETS, here=request.url.path, **values)
+        text = found.render(
+            frame=self.frame(signed_in=PASS in request.cookies), assets=ASSETS, here=request.url.path, **values
+        )
         return HTMLResponse(text.encode("utf-8", "replace"), status_code=status)
 
-    def frame(self) -> Frame:
+    def frame(self, *, signed_in: bool = False) -> Frame:
         """Return what stands round a page now."""
         bus = self.inspection.bus
         health = bus.stats().broker
@@ -78,7 +83,12 @@ class Site:
             working=health.state is BrokerState.UP,
             troubles=tuple(dict.fromkeys(trouble for trouble in troubles if trouble)),
             version=self._version,
+            signed_in=signed_in,
         )
+
+    async def lost(self, request: Request) -> Response:
+        """Answer where there is nothing."""
+        return self._failure(request, NotFound(f"there is no page at {request.url.path[:80]!a}"))
 
     def _failure(self, request: Request, error: SignalBusError) -> HTMLResponse:
         status, title = _STATUS.get(type(error), (503, "Not now"))

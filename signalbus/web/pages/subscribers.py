@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...brokers.base import QueueInfo
+from ...brokers.base import QueueInfo, SessionStatus
 from ...liveness import SubscriptionState, SubscriptionStatus, subscription_statuses
 from ...signals import utc_now
 from .site import Site
@@ -18,6 +18,10 @@ from .site import Site
 #: What wants attention first.
 _ORDER = (SubscriptionState.GONE, SubscriptionState.STALLED, SubscriptionState.BUSY, SubscriptionState.UP)
 
+
+LOOK_SECONDS = 0.5
+
+Seen = tuple[Sequence[QueueInfo], Sequence[SessionStatus]]
 
 #: What goes through, a second: ``published``, ``delivered``, ``acked``, ``failed``; None while nobody knows.
 Rates = Callable[[], Awaitable[Mapping[str, float] | None]]
@@ -41,12 +45,13 @@ class SubscriberPages:
     def __init__(self, site: Site, rates: Rates) -> None:
         self._site = site
         self._rates = rates
+        self._looking = asyncio.Lock()
+        self._seen: Seen = ((), ())
+        self._good_until = 0.0
 
     async def show(self, request: Request) -> Response:
         """Show each subscription with its sessions."""
-        bus = self._site.inspection.bus
-        seconds = bus.settings.connect_timeout
-        queues, sessions = await asyncio.gather(bus.broker.queues(seconds), bus.broker.sessions(seconds))
+        queues, sessions = await self._look()
         statuses = subscription_statuses(queues, sessions, utc_now())
         return self._site.page(
             request,
@@ -56,6 +61,16 @@ class SubscriberPages:
             rates=await self._rates() or {},
             now=time.time(),
         )
+
+    async def _look(self) -> Seen:
+        """Look at the broker, at most once in `LOOK_SECONDS`, however many read this page."""
+        async with self._looking:
+            if time.monotonic() >= self._good_until:
+                bus = self._site.inspection.bus
+                seconds = bus.settings.connect_timeout
+                self._seen = (await bus.broker.queues(seconds), await bus.broker.sessions(seconds))
+                self._good_until = time.monotonic() + LOOK_SECONDS
+        return self._seen
 
 
 def _served(statuses: Sequence[SubscriptionStatus], queues: Sequence[QueueInfo]) -> list[Served]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 from ...trace.model import End, Trace
@@ -12,7 +12,25 @@ from .glyphs import TONES
 
 MAX_BARS = 400  # rows of a figure; a table has the same bound
 MAX_INDENT = 12  # levels that the style sheet knows
-_TICKS = 4
+_TICKS = 5  # about
+_CLOCK = (
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    15.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+    900.0,
+    1_800.0,
+    3_600.0,
+    7_200.0,
+    21_600.0,
+    86_400.0,
+)
 _THINNEST = 0.4  # percent: what is there can be seen
 
 _TONES = {SpanKind.PUBLISH: "quiet", SpanKind.REQUEST: "quiet", SpanKind.RESPOND: "good"}
@@ -46,7 +64,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """The figure. ``ticks``: places with the time since the beginning; ``left_out``: rows beyond the bound."""
+    """The figure. ``ticks``: places with a round time since the beginning; ``left_out``: rows beyond the bound."""
 
     bars: tuple[Bar, ...]
     ticks: tuple[tuple[float, str], ...]
@@ -102,5 +120,17 @@ def _percent(seconds: float, length: float) -> float:
 
 
 def _ticks(length: float) -> tuple[tuple[float, str], ...]:
-    parts: Sequence[float] = [number / _TICKS for number in range(_TICKS + 1)]
-    return tuple((round(100 * part, 3), duration(length * part) if part else "0") for part in parts)
+    """Return round times, up to the end."""
+    if length <= 0:
+        return ((0.0, "0"),)
+    step = _round_step(length / _TICKS)
+    times = [step * number for number in range(int(length / step + 1e-9) + 1)]
+    return tuple((_percent(time, length), duration(time) if time else "0") for time in times)
+
+
+def _round_step(least: float) -> float:
+    """Return a step of a clock, else 1, 2 or 5 times a power of ten, not below ``least``."""
+    if _CLOCK[0] < least <= _CLOCK[-1]:
+        return next(step for step in _CLOCK if step >= least)
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(each * power for each in (1.0, 2.0, 5.0, 10.0) if each * power >= least * (1 - 1e-9))

@@ -22,6 +22,7 @@
   let due = 0;
   let last = 0;
   let running = false;
+  let again = false; // asked for while one was running
 
   const say = (text) => { if (word.textContent !== text) word.textContent = text; };
   const kinds = () => new Set([...document.querySelectorAll("[data-live]")].map((part) => part.dataset.live));
@@ -36,7 +37,8 @@
   const key = (node) => {
     if (node.nodeType !== Node.ELEMENT_NODE) return null;
     if (node.id) return "#" + node.id;
-    return node.matches("tr, li") ? node.querySelector("a[href], input[name=id]")?.outerHTML ?? null : null;
+    const named = node.matches("tr, li") ? node.querySelector("a[href], input[name=id]") : null;
+    return named && (named.getAttribute("href") || named.value);
   };
 
   const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName && key(one) === key(other);
@@ -58,6 +60,7 @@
     let at = mine.firstChild;
     for (const next of fresh.childNodes) {
       const same = key(next) ? known.get(key(next)) : at && alike(at, next) ? at : null;
+      known.delete(key(next)); // several may have the same key
       if (same) {
         if (same === at) at = at.nextSibling; else mine.insertBefore(same, at);
         renew(same, next);
@@ -80,19 +83,23 @@
   const refresh = async () => {
     clearTimeout(timer);
     timer = 0;
+    if (running) again = true;
     if (paused || document.hidden || running) return;
     running = true;
+    again = false;
     try {
       const answer = await fetch(location.href, { credentials: "same-origin", signal: AbortSignal.timeout(15000) });
       if (answer.redirected && new URL(answer.url).pathname !== location.pathname) { location.reload(); return; }
       if (answer.status === 401) say("signed out: load the page again");
-      if (answer.ok) exchange(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      const text = answer.ok ? await answer.text() : "";
+      if (text && !paused) exchange(new DOMParser().parseFromString(text, "text/html"));
+      if (text && !paused && source && source.readyState === EventSource.OPEN) say("live");
     } catch {
       say("offline"); // the next event, or the next poll, tries again
     } finally {
       running = false;
       last = Date.now();
-      plan(kinds().has("soon") ? SOON : POLL);
+      plan(again ? 0 : kinds().has("soon") ? SOON : POLL);
     }
   };
 

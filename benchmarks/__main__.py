@@ -16,13 +16,13 @@ import aio_pika
 
 from signalbus.testing.rabbitmq import PrivateNode, find_server
 
-from . import calls, collecting, embedded, idle, ledger, liveness, memory, rabbitmq
+from . import calls, collecting, crowd, embedded, idle, ledger, liveness, memory, queued, rabbitmq
 from .figures import Benchmark
 from .plan import LONG_CYCLES, LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
 from .runner import run
 
-_GROUPS = (embedded, ledger, idle, memory, calls, liveness, rabbitmq, collecting)
+_GROUPS = (embedded, ledger, idle, memory, queued, calls, liveness, rabbitmq, crowd, collecting)
 _LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
@@ -36,16 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--long", action="store_true", help=f"memory over {LONG_MEMORY_SIGNALS:,} signals, {LONG_CYCLES:,} openings"
     )
     parser.add_argument("--json", type=Path, default=_LATEST, metavar="PATH", help="(default %(default)s)")
+    parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw what was measured, as PNG")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="for databases")
     parser.add_argument("--no-rabbitmq", action="store_true", help="the embedded broker only")
     options = parser.parse_args(arguments)
     rounds = options.rounds or (2 if options.quick else 5)
     sizes = QUICK if options.quick else Sizes()
+    if count := os.environ.get("SIGNALBUS_BENCH_QUEUED"):
+        sizes = dataclasses.replace(sizes, queued_signals=int(count))
     if options.long:
         sizes = dataclasses.replace(sizes, memory_signals=LONG_MEMORY_SIGNALS, cycles=LONG_CYCLES)
     only = tuple(options.only or ("",))
     with_rabbitmq = not options.no_rabbitmq and any(_needs_rabbitmq(name) for name in only)
-    return asyncio.run(measure(sizes, rounds, only, options.directory, options.json, with_rabbitmq=with_rabbitmq))
+    code = asyncio.run(measure(sizes, rounds, only, options.directory, options.json, with_rabbitmq=with_rabbitmq))
+    if options.plots is not None and options.json.exists():
+        from .plots import draw
+
+        draw(options.json, options.plots)
+    return code
 
 
 async def measure(

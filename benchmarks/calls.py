@@ -7,13 +7,14 @@ The responder is a process of its own that echoes 256 bytes; the requester is th
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import os
 import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -27,12 +28,14 @@ from .figures import Benchmark, BenchmarkError, Leg, Readings, Target, at_least,
 from .load import BODY, publish_all
 from .plan import Plan
 from .processes import child, say, wait_told_to_end
+from .turns import Turns
 
 SUBJECT = "signalbus"
 FASTSTREAM = "FastStream"
 AIO_PIKA = "aio-pika RPC"
 CALLERS = 50
 WARM_UP = 50
+SHARES = {"p50": 0.5, "p99": 0.99}
 DEATHS = 5  # responders killed, a start of a process each
 
 Call = Callable[[], Awaitable[object]]
@@ -82,7 +85,7 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
 
     async def embedded() -> Readings:
         with database(plan.directory) as path:
-            return {SUBJECT: [await _median_ms(CALLERS_OF[SUBJECT], f"sqlite:///{path}", count)]}
+            return {SUBJECT: [(await _times_ms(CALLERS_OF[SUBJECT], f"sqlite:///{path}", count))["p50"]]}
 
     async def embedded_rate() -> Readings:
         with database(plan.directory) as path:
@@ -103,12 +106,6 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
         return found
     url = plan.amqp_url
 
-    def latency(caller: Caller) -> Leg:
-        async def leg() -> Readings:
-            return {caller.name: [await _median_ms(caller, url, count)]}
-
-        return leg
-
     def rate(caller: Caller) -> Leg:
         async def leg() -> Readings:
             return {caller.name: [await _rate(caller, url, count)]}
@@ -120,21 +117,26 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
 
     installed = importlib.util.find_spec("faststream") is not None
     callers = [caller for caller in CALLERS_OF.values() if caller.name != FASTSTREAM or installed]
+    turns = [Turns(caller.name, functools.partial(_times_ms, caller, url, count)) for caller in callers]
+    quick = {caller.name: at_most(1.0) for caller in callers if caller.name != SUBJECT}
     return [
         *found,
-        _benchmark(
-            "rabbitmq.request",
-            "RabbitMQ: a request between processes, p50",
-            "ms",
-            [latency(caller) for caller in callers],
-            {AIO_PIKA: at_most(1.0)},
+        *(
+            _benchmark(
+                f"rabbitmq.request{'' if share == 'p50' else '_' + share}",
+                f"RabbitMQ: a request between processes, {share}",
+                "ms",
+                [turn.leg(share) for turn in turns],
+                quick,
+            )
+            for share in SHARES
         ),
         _benchmark(
             "rabbitmq.callers",
             f"RabbitMQ: requests with {CALLERS} callers",
             "requests/s",
             [rate(caller) for caller in callers],
-            {FASTSTREAM: at_least(5.0)},
+            {FASTSTREAM: at_least(10.0), AIO_PIKA: at_least(3.0)},
         ),
         _errors_benchmark("rabbitmq", "RabbitMQ", errors),
     ]
@@ -167,14 +169,15 @@ async def _calling(caller: Caller, url: str) -> AsyncIterator[Call]:
             yield call
 
 
-async def _median_ms(caller: Caller, url: str, count: int) -> float:
+async def _times_ms(caller: Caller, url: str, count: int) -> Mapping[str, float]:
     async with _calling(caller, url) as call:
         times: list[float] = []
         for _ in range(count):
             started = time.perf_counter()
             await call()
             times.append(1000 * (time.perf_counter() - started))
-    return sorted(times)[len(times) // 2]
+    times.sort()
+    return {name: times[int(len(times) * share)] for name, share in SHARES.items()}
 
 
 async def _rate(caller: Caller, url: str, count: int) -> float:

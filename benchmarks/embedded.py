@@ -6,13 +6,14 @@ import asyncio
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 from signalbus import Bus, Subscription
 
-from .figures import Benchmark, Readings, at_least
+from . import embedded_peers
+from .figures import Benchmark, Leg, Readings, at_least
 from .load import BODY, PATTERN, SIGNAL_TYPE, Countdown, publish_all, require, wait_acked
 from .plan import Plan
 
@@ -36,6 +37,16 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
     async def round_trip() -> Readings:
         return {SUBJECT: [await _round_trip(plan.directory, count)]}
 
+    def rival(name: str, work: Callable[[str, Path, int], float]) -> Leg:
+        async def leg() -> Readings:
+            with database(plan.directory) as path:
+                return {name: [work(name, path, plan.sizes.one_at_a_time)]}
+
+        return leg
+
+    rivals = embedded_peers.peers()
+    ahead = {name: at_least(3.0) for name in rivals}
+
     async def one_at_a_time() -> Readings:
         return await _one_at_a_time(plan.directory, plan.sizes.one_at_a_time)
 
@@ -45,8 +56,8 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
             title=f"SQLite: publish, {IN_FLIGHT} in flight",
             unit="signals/s",
             subject=SUBJECT,
-            legs=(publish,),
-            targets={SUBJECT: at_least(20_000)},
+            legs=(publish, *(rival(name, embedded_peers.publish) for name in rivals)),
+            targets={SUBJECT: at_least(40_000), **ahead},
         ),
         Benchmark(
             name="embedded.consume",
@@ -60,8 +71,8 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
             title=f"SQLite: publish, handle, ack in one process, {IN_FLIGHT} in flight",
             unit="signals/s",
             subject=SUBJECT,
-            legs=(round_trip,),
-            targets={SUBJECT: at_least(10_000)},
+            legs=(round_trip, *(rival(name, embedded_peers.round_trip) for name in rivals)),
+            targets={SUBJECT: at_least(20_000), **ahead},
         ),
         Benchmark(
             name="embedded.one_at_a_time",

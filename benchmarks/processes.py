@@ -31,6 +31,14 @@ class Child:
             raise BenchmarkError(f"the child process ended with code {await self._process.wait()}")
         return [float(number) for number in json.loads(line)]
 
+    async def end(self) -> str:
+        """Tell it to end, and return what else it wrote."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        async with asyncio.timeout(_END_SECONDS):
+            return (await self._process.stdout.read()).decode()
+
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
@@ -42,10 +50,23 @@ class Child:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@asynccontextmanager
-async def child(module: str, *arguments: object) -> AsyncIterator[Child]:
-    """Yield a running module of this package. The end of its stdin tells it to end."""
-    process = await asyncio.create_subprocess_exec(
+async def child_output(module: str, *arguments: object) -> str:
+    """Run a module of this package to its end, and return what it wrote. Raises `BenchmarkError`."""
+    process = await _started(module, *arguments, stderr=asyncio.subprocess.PIPE)
+    try:
+        written, complaint = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        said = complaint.decode(errors="replace")[-2_000:]
+        raise BenchmarkError(f"{module} {arguments[0]} ended with code {process.returncode}: {said}")
+    return written.decode()
+
+
+async def _started(module: str, *arguments: object, stderr: int | None = None) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         f"{__package__}.{module}",
@@ -53,7 +74,14 @@ async def child(module: str, *arguments: object) -> AsyncIterator[Child]:
         cwd=_ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
     )
+
+
+@asynccontextmanager
+async def child(module: str, *arguments: object) -> AsyncIterator[Child]:
+    """Yield a running module of this package. The end of its stdin tells it to end."""
+    process = await _started(module, *arguments)
     assert process.stdin is not None
     try:
         yield Child(process)

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sqlite3
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from .contestants.librabbitmq import HEADER, missing
 from .figures import Row, Spread
 from .runner import Result
 
-_PACKAGES = ("signalbus-router", "faststream", "aio-pika", "aiormq")
+_PACKAGES = (
+    *(
+        "signalbus-router",
+        "aio-pika",
+        "aiormq",
+        "faststream",
+        "taskiq",
+        "taskiq-aio-pika",
+        "dramatiq",
+        "celery",
+        "kombu",
+    ),
+    *("litequeue", "persist-queue", "huey"),
+)
 
 
 def environment(directory: Path, rabbitmq: str | None) -> dict[str, str]:
@@ -32,6 +47,7 @@ def environment(directory: Path, rabbitmq: str | None) -> dict[str, str]:
         "file system": _filesystem(directory),
         "sqlite": sqlite3.sqlite_version,
         "rabbitmq": rabbitmq or "none",
+        "librabbitmq": _librabbitmq(),
         **{package: _version(package) for package in _PACKAGES},
     }
 
@@ -100,3 +116,11 @@ def _filesystem(directory: Path) -> str:
     """Name the file system: on tmpfs an fsync costs nothing, and the figures mean little."""
     answer = subprocess.run(["df", "--output=fstype", str(directory)], capture_output=True, text=True, check=False)
     return (answer.stdout.split() or ["unknown"])[-1]
+
+
+def _librabbitmq() -> str:
+    if reason := missing():
+        return reason
+    text = HEADER.read_text(encoding="utf-8", errors="replace")
+    numbers = [re.search(rf"#define AMQP_VERSION_{part} (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(found[1] for found in numbers if found is not None) or "unknown version"

@@ -4,52 +4,42 @@ from __future__ import annotations
 
 import secrets
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import aio_pika
 from aio_pika.abc import AbstractExchange
+from aiormq.exceptions import AMQPError
+
+from ..pace import Cost, Pace
 
 #: The peers' acks are fire-and-forget: to disconnect at once would lose the last ones. Not part of what is measured.
 LAST_ACKS_SECONDS = 0.5
+PREFETCH = 500
+THREADS = 16  # of clients that publish one message at a time in each
 
 
-class Client(Protocol):
-    """A connected client. Its queue exists and is empty when it connects; nothing consumes it yet."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a contestant works: a RabbitMQ, and names of its own there."""
 
-    async def publish(self) -> object:
-        """Publish one message, and return when the broker has confirmed it."""
-        ...
-
-    async def consume(self, count: int) -> None:
-        """Begin to consume; return when ``count`` messages were handled and acked."""
-        ...
-
-
-class Contestant(Protocol):
-    """A library under test."""
+    url: str
+    prefix: str = field(default_factory=lambda: f"signalbus-bench-{secrets.token_hex(4)}")
 
     @property
-    def name(self) -> str:
-        """How the table calls it."""
-        ...
+    def exchange(self) -> str:
+        """Its topic exchange."""
+        return f"{self.prefix}.signals"
 
-    def connected(self) -> AbstractAsyncContextManager[Client]:
-        """Connect with a fresh queue; disconnect at the end. The queue stays."""
-        ...
+    @property
+    def dead(self) -> str:
+        """Where its queue puts what it gives up."""
+        return f"{self.prefix}.dead"
 
-    async def remove_queue(self) -> int:
-        """Delete the queue, once nobody is connected; return how many messages it held."""
-        ...
-
-
-class Names:
-    """Exchange and queue of one turn."""
-
-    def __init__(self) -> None:
-        prefix = f"signalbus-bench-{secrets.token_hex(4)}"
-        self.exchange = f"{prefix}.signals"
-        self.dead = f"{prefix}.dead"
-        self.queue = f"{prefix}.load"
+    @property
+    def queue(self) -> str:
+        """Its queue."""
+        return f"{self.prefix}.load"
 
     @property
     def queue_arguments(self) -> dict[str, str | int]:
@@ -62,9 +52,9 @@ class Names:
             "x-dead-letter-exchange": self.dead,
         }
 
-    async def declare(self, url: str, pattern: str) -> None:
+    async def declare(self, pattern: str) -> None:
         """Declare what signalbus would."""
-        async with await aio_pika.connect(url) as connection:
+        async with await aio_pika.connect(self.url) as connection:
             channel = await connection.channel()
             await channel.declare_exchange(self.dead, aio_pika.ExchangeType.FANOUT, durable=True)
             exchange: AbstractExchange = await channel.declare_exchange(
@@ -73,11 +63,63 @@ class Names:
             queue = await channel.declare_queue(self.queue, durable=True, arguments=dict(self.queue_arguments))
             await queue.bind(exchange, pattern)
 
-    async def remove(self, url: str) -> int:
-        """Delete it all; return how many messages the queue held."""
-        async with await aio_pika.connect(url) as connection:
+    async def remove(self) -> int:
+        """Delete all that begins with the prefix and a contestant may have made; return what the queue held."""
+        held = 0
+        async with await aio_pika.connect(self.url) as connection:
+            for queue in (self.queue, f"{self.queue}.DQ", f"{self.queue}.XQ", self.dead):
+                held += await _deleted(connection, queue)
             channel = await connection.channel()
-            deleted = await channel.queue_delete(self.queue)
-            await channel.exchange_delete(self.exchange)
-            await channel.exchange_delete(self.dead)
-            return deleted.message_count or 0
+            for exchange in (self.exchange, self.dead, self.queue):
+                await channel.exchange_delete(exchange)
+        return held
+
+
+async def _deleted(connection: aio_pika.abc.AbstractConnection, queue: str) -> int:
+    channel = await connection.channel()
+    try:
+        return (await channel.queue_delete(queue)).message_count or 0
+    except AMQPError:
+        return 0  # there is none
+
+
+class Client(Protocol):
+    """A connected client. Its queue exists and is empty when it connects; nothing consumes it yet."""
+
+    async def publish(self, body: bytes) -> object:
+        """Publish one message, and return when the broker has confirmed it."""
+        ...
+
+    async def consume(self, pace: Pace) -> None:
+        """Begin to consume, ack each message after its handler, and return when all of them were handled."""
+        ...
+
+
+@runtime_checkable
+class Contestant(Protocol):
+    """A library under test, with an event loop."""
+
+    def connected(self, *, fresh: bool = True) -> AbstractAsyncContextManager[Client]:
+        """Connect, with a fresh queue or the one that is there; disconnect at the end. The queue stays."""
+        ...
+
+    async def remove_queue(self) -> int:
+        """Delete the queue, once nobody is connected; return how many messages it held."""
+        ...
+
+
+@runtime_checkable
+class BlockingContestant(Protocol):
+    """A library under test, with threads or a program of its own. It makes its queue, with nothing in it."""
+
+    async def publish(self, count: int, body: bytes, in_flight: int) -> Cost:
+        """Publish ``count`` messages with up to so many in flight, and return when all were confirmed."""
+        ...
+
+    async def consume(self, count: int, body: bytes) -> Cost:
+        """Publish ``count`` messages, then consume all of them."""
+        ...
+
+    async def remove_queue(self) -> int:
+        """Delete the queue; return how many messages it held."""
+        ...

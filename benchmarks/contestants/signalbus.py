@@ -1,15 +1,15 @@
-"""signalbus itself, through its public names."""
+"""signalbus itself, through its public names, with every guarantee on."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from signalbus import Bus, Subscription
 
-from ..load import BODY, PATTERN, SIGNAL_TYPE, Countdown, wait_acked
-from .base import Client
+from ..load import PATTERN, SIGNAL_TYPE, wait_acked
+from ..pace import Pace
+from .base import PREFETCH, Client, Place
 
 SUBSCRIPTION = "load"
 
@@ -17,20 +17,18 @@ SUBSCRIPTION = "load"
 class SignalBus:
     """One bus with one subscription, paused until it is to consume."""
 
-    name = "signalbus"
-
-    def __init__(self, url: str, prefetch: int) -> None:
-        separator = "&" if "?" in url else "?"
-        self._url = f"{url}{separator}prefix=signalbus-bench-{secrets.token_hex(4)}"
-        self._prefetch = prefetch
+    def __init__(self, place: Place) -> None:
+        separator = "&" if "?" in place.url else "?"
+        self._url = f"{place.url}{separator}prefix={place.prefix}"
 
     @asynccontextmanager
-    async def connected(self) -> AsyncIterator[Client]:
-        """Connect with a fresh queue."""
-        bus = Bus(self._url, name="benchmark")
-        client = _Client(bus, self._prefetch)
-        async with bus:
-            await client.subscription.pause()
+    async def connected(self, *, fresh: bool = True) -> AsyncIterator[Client]:
+        """Connect; with a fresh queue, of a subscription that is paused until it is to consume."""
+        async with Bus(self._url, name="benchmark") as bus:
+            client = _Client(bus)
+            if fresh:
+                await client.subscribe()
+                await client.pause()
             yield client
 
     async def remove_queue(self) -> int:
@@ -42,21 +40,35 @@ class SignalBus:
 
 
 class _Client:
-    def __init__(self, bus: Bus, prefetch: int) -> None:
+    def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._handled = Countdown(0)
-        self.subscription: Subscription[..., object] = bus.subscribe(
-            PATTERN, handler=self._handle, name=SUBSCRIPTION, concurrency=prefetch, prefetch=prefetch
+        self._pace: Pace | None = None
+        self._subscription: Subscription[..., object] | None = None
+
+    async def subscribe(self) -> Subscription[..., object]:
+        subscribe = self._bus.subscribe
+        self._subscription = await subscribe(
+            PATTERN, handler=self._handle, name=SUBSCRIPTION, concurrency=PREFETCH, prefetch=PREFETCH
         )
+        return self._subscription
+
+    async def pause(self) -> None:
+        assert self._subscription is not None
+        await self._subscription.pause()
 
     async def _handle(self, data: bytes) -> None:
-        self._handled.hit()
+        assert self._pace is not None
+        self._pace.hit(data)
 
-    async def publish(self) -> object:
-        return await self._bus.publish(SIGNAL_TYPE, BODY)
+    async def publish(self, body: bytes) -> object:
+        return await self._bus.publish(SIGNAL_TYPE, body)
 
-    async def consume(self, count: int) -> None:
-        self._handled = Countdown(count)
-        await self.subscription.resume()
-        await self._handled.wait_done()
-        await wait_acked(self.subscription, count)
+    async def consume(self, pace: Pace) -> None:
+        self._pace = pace
+        subscription = self._subscription
+        if subscription is None:
+            subscription = await self.subscribe()
+        else:
+            await subscription.resume()
+        await pace.wait_done()
+        await wait_acked(subscription, pace.count)

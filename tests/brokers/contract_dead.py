@@ -17,6 +17,7 @@ from signalbus.deadletters import DeadLetters, LetterQuery, LetterState, LetterS
 from signalbus.ledger import Replayed
 from signalbus.router.daemon import Router
 from signalbus.router.letters import RouterLetters
+from signalbus.router.store import RouterStore
 from signalbus.trace.listing import Retention
 from signalbus.trace.model import End, SignalTrace, State
 from signalbus.trace.reader import TraceReader
@@ -43,11 +44,12 @@ async def keeping(world: World, bus: Bus) -> AsyncIterator[DeadLetters]:
     assert isinstance(bus.broker, RabbitBroker)
     path = world.directory / "router.db"
     async with routing(world, path):
-        kept = await asyncio.to_thread(RouterLetters, bus.broker, path)  # as another process would
+        store = RouterStore(path)
+        await asyncio.to_thread(store.open)
         try:
-            yield kept
+            yield RouterLetters(bus.broker, store)  # as another process would
         finally:
-            await kept.aclose()
+            await asyncio.to_thread(store.close)
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ from signalbus.ledger import Replayed
 from signalbus.router import graves
 from signalbus.router.graves import Sending
 from signalbus.router.letters import RouterLetters
+from signalbus.router.store import RouterStore
 from signalbus.testing.proxy import FaultProxy
 from signalbus.trace.store import SqliteStore
 from tests.brokers.rabbitmq.conftest import ROOT, TIMEOUT, Brokers, publish, receive, signal
@@ -49,13 +50,21 @@ async def path(tmp_path: Path) -> AsyncIterator[Path]:
 
 
 @asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[RouterStore]:
+    """The file of a router, as one of its processes has it."""
+    store = RouterStore(path)
+    await asyncio.to_thread(store.open)
+    try:
+        yield store
+    finally:
+        await asyncio.to_thread(store.close)
+
+
+@asynccontextmanager
 async def kept(broker: RabbitBroker, path: Path) -> AsyncIterator[RouterLetters]:
     """Dead letters that nobody takes in or sends."""
-    letters = await asyncio.to_thread(RouterLetters, broker, path)
-    try:
-        yield letters
-    finally:
-        await letters.aclose()
+    async with opened(path) as store:
+        yield RouterLetters(broker, store)
 
 
 @asynccontextmanager
@@ -123,12 +132,12 @@ async def test_what_is_stored_and_not_acknowledged_is_stored_once(brokers: Broke
     consumer = await brokers.serve(broker)
     await bury(broker, consumer, 3)
     loop = asyncio.get_running_loop()
-    async with kept(broker, path) as letters:
+    async with kept(broker, path) as letters, opened(path) as file:
         for _ in range(3):
             stored = asyncio.Event()
 
             def store(arrived: Sequence[Arrived], stored: asyncio.Event = stored) -> None:
-                letters._file.write(lambda connection: graves.bury(connection, arrived, time.time()))
+                file.write(lambda connection: graves.bury(connection, arrived, time.time()))
                 loop.call_soon_threadsafe(stored.set)
                 raise StorageError("dead before the acknowledgement")
 

@@ -30,6 +30,7 @@ _REFUSALS = {
     "401": "The token is missing, or not the right one.",
     "403": "Sent by the page of another origin.",
     "404": "There is no such thing.",
+    "405": "This address is not asked like that.",
     "408": "The request did not come in time.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",

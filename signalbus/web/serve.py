@@ -84,14 +84,18 @@ class _Server(uvicorn.Server):
 
 
 async def _ended(server: _Server, running: asyncio.Task[None]) -> None:
-    """Stop in order; cut what does not end."""
+    """Stop in order; cut what does not end, also if somebody does not want to wait for it."""
     server.stop.set()
-    await asyncio.wait([running])  # bounded by `drain_seconds`
-    for connection in list(server.server_state.connections):
-        connection.transport.abort()
-    if late := set(server.server_state.tasks):
+    try:
+        await asyncio.wait([running])  # bounded by `drain_seconds`
+    finally:
+        running.cancel()
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        late = set(server.server_state.tasks)
         for task in late:
             task.cancel()
+    if late:
         await asyncio.wait(late, timeout=1.0)
     if not running.cancelled() and (error := running.exception()) is not None:
         raise error

@@ -138,6 +138,8 @@ async def test_who_asked_is_in_the_audit(tmp_path: Path, told: str | None, by: s
         ("replay", b'{"query": {"since": Infinity}}', "query.since"),
         ("replay", b'{"query": {"states": ["alive"]}}', "query.states.0"),
         ("replay", b'{"query": {"group": "\\ud800"}}', ""),
+        ("replay", b'{"query": {}, "dry_run": 0}', "dry_run"),
+        ("discard", b'{"query": {}, "dry_run": "no"}', "dry_run"),
         ("discard", b'{"query": {}, "note": 5}', "note"),
         ("restore", b'{"query": {}}', ""),
         ("replay", b"[" * 100_000, ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sys
@@ -19,11 +20,17 @@ from signalbus.web.operations import PREFIX
 from tests.web.ask import get, post
 from tests.web.fakes import FakeLetters, letter
 from tests.web.test_traces import publish, shown
-from tests.web.world import world
+from tests.web.world import BEARER, GUARDED, world
 
 #: What is served below `PREFIX`, and is no operation: the document itself, and a stream that has no end.
 BESIDE = {f"{PREFIX}/openapi.json", f"{PREFIX}/events"}
 Schema = dict[str, Any]
+
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+    "negative_data_rejection,missing_required_header,ignored_auth"
+)
+FUZZING = ["--checks", CHECKS, "--max-examples", "20", "--max-time", "60", "--no-color"]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +101,23 @@ async def test_a_list_is_as_the_document_says(tmp_path: Path, document: Schema) 
     _validator(schema, document).validate(answer.json)
 
 
+@pytest.mark.slow
+async def test_made_up_requests_are_answered_as_the_document_says(tmp_path: Path) -> None:
+    program = _schemathesis()
+    if program is None:
+        pytest.skip("schemathesis is not there: pip install --group fuzz")
+    letters = FakeLetters(letter(number) for number in range(5))
+    async with world(tmp_path, letters=letters, access=GUARDED) as here:
+        document = f"{here.server.url}{PREFIX}/openapi.json"
+        arguments = ["run", document, "--header", f"Authorization: {BEARER['authorization']}", *FUZZING]
+        running = await asyncio.create_subprocess_exec(
+            program, *arguments, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        said, _ = await running.communicate()
+        assert running.returncode == 0, said.decode()
+
+
 def _schemathesis() -> str | None:
+    # In an environment of its own, as its plugin would load in every run of pytest.
     beside = Path(sys.executable).with_name("schemathesis")
     return str(beside) if beside.exists() else shutil.which("schemathesis")

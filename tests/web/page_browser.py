@@ -102,6 +102,14 @@ class Browser:
         except TimeoutException as error:
             raise AssertionError(f"waited {WAIT_SECONDS:g} s at {self.path}: {self.text[:600]}") from error
 
+    def sees(self, text: str) -> None:
+        """Wait until a text is shown."""
+        self.wait(lambda: text in self.text)
+
+    def arrives(self, path: str) -> None:
+        """Wait until it is at an address."""
+        self.wait(lambda: self.path == path)
+
     def complaints(self) -> list[str]:
         """Return what the browser complained of, such as breaches of the policy, since the last time."""
         entries = cast("list[dict[str, str]]", self.driver.get_log("browser"))  # type: ignore[no-untyped-call]

@@ -26,6 +26,7 @@ demo: ## show the bus at work: on SQLite, then on a private RabbitMQ node (RABBI
 test: ## run the tests, except the long fault rows
 	@scripts/bootstrap test
 	@scripts/rabbitmq || { [ -z "$$CI" ] || exit 1; echo "!!! RABBITMQ TESTS WILL BE SKIPPED !!!" >&2; }
+	@scripts/chromium || { [ -z "$$CI" ] || exit 1; echo "!!! BROWSER TESTS WILL BE SKIPPED !!!" >&2; }
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 test-faults: ## run the long fault rows: kills, cuts, alarms

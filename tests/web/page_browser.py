@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 import pytest
 import uvicorn
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, TimeoutException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -67,8 +67,13 @@ class Browser:
 
     @property
     def text(self) -> str:
-        """All that is shown, with single blanks."""
-        return " ".join(self.driver.find_element(By.TAG_NAME, "body").text.split())
+        """All that is shown, with single blanks. A page that is just being exchanged for another is asked again."""
+        for _ in range(100):
+            try:
+                return " ".join(self.driver.find_element(By.TAG_NAME, "body").text.split())
+            except (StaleElementReferenceException, NoSuchElementException):
+                continue
+        raise AssertionError(f"the page at {self.path} never stands still")
 
     def click(self, css: str) -> None:
         """Click what a selector finds."""
@@ -91,14 +96,19 @@ class Browser:
         self.driver.execute_cdp_cmd(command, parameters)
 
     def wait(self, condition: Callable[[], object]) -> None:
-        """Wait until something is so. A page that is just being exchanged for another is asked again."""
-        waiting = WebDriverWait(
-            self.driver, WAIT_SECONDS, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
-        )
+        """Wait until something is so."""
         try:
-            waiting.until(lambda _: condition())
+            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.05).until(lambda _: condition())
         except TimeoutException as error:
             raise AssertionError(f"waited {WAIT_SECONDS:g} s at {self.path}: {self.text[:600]}") from error
+
+    def sees(self, text: str) -> None:
+        """Wait until a text is shown."""
+        self.wait(lambda: text in self.text)
+
+    def arrives(self, path: str) -> None:
+        """Wait until it is at an address."""
+        self.wait(lambda: self.path == path)
 
     def complaints(self) -> list[str]:
         """Return what the browser complained of, such as breaches of the policy, since the last time."""

@@ -176,7 +176,7 @@ async def test_a_deep_and_wide_trace_stays_within_bounds(tmp_path: Path) -> None
         world.tell([teller])
         answer = await world.client.get("/traces/chain-000000")
         assert answer.status == 200
-        assert len(answer.body) < 600_000
+        assert len(answer.body) < 300_000
         assert "more steps" in answer.page.text
 
 

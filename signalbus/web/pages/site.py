@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from ...brokers.base import BrokerState
 from ...config import masked
-from ...errors import BrokerError, BusClosed, ConfigError, SignalBusError
+from ...errors import BrokerError, BusClosed, ConfigError, NotPermitted, SignalBusError
 from ...inspection import Inspection
 from .assets import ASSETS
 from .environment import make_environment
@@ -91,13 +91,15 @@ class Site:
         return self._failure(request, NotFound(f"there is no page at {request.url.path[:80]!a}"))
 
     def _failure(self, request: Request, error: SignalBusError) -> HTMLResponse:
-        status, title = _STATUS.get(type(error), (503, "Not now"))
-        if isinstance(error, ConfigError):
-            status, title = 422, "That question cannot be answered"
+        status, title = next(told for kind, told in _STATUS if isinstance(error, kind))
         return self.page(request, "error.html", status=status, title=title, message=str(error))
 
 
-_STATUS: dict[type[SignalBusError], tuple[int, str]] = {
-    NotFound: (404, "Not found"),
-    BusClosed: (503, "The bus is closed"),
-}
+#: The first that fits counts.
+_STATUS: tuple[tuple[type[SignalBusError], tuple[int, str]], ...] = (
+    (NotFound, (404, "Not found")),
+    (NotPermitted, (503, "The broker refuses us")),
+    (ConfigError, (422, "That question cannot be answered")),
+    (BusClosed, (503, "The bus is closed")),
+    (SignalBusError, (503, "Not now")),
+)

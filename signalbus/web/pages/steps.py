@@ -10,7 +10,7 @@ from ...trace.model import Attempt, Delivery, Reply, SignalTrace, State, Trace
 from ...trace.rendering import inferred, who
 from .glyphs import GLYPHS, TONES
 
-MAX_STEPS = 400
+MAX_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

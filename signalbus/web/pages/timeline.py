@@ -10,7 +10,7 @@ from ...trace.rendering import duration
 from ...trace.spans import SpanKind, TraceSpan, spans
 from .glyphs import TONES
 
-MAX_BARS = 400  # rows of a figure; a table has the same bound
+MAX_BARS = 150  # rows of the figure
 MAX_INDENT = 12  # levels that the style sheet knows
 _TICKS = 5  # about
 _CLOCK = (

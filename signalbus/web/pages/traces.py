@@ -24,6 +24,8 @@ _ORDER = (
 )
 _WAITING = (State.WAITING, State.RETRYING)
 
+MAX_BRANCHES = 100  # signals of the tree
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
@@ -40,6 +42,19 @@ def standings(signal: SignalTrace) -> list[Standing]:
         for state in _ORDER
         if state in signal.states
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """A signal in the tree of causes. ``depth`` from 0; ``cause``: the subscription whose handler published it."""
+
+    signal: SignalTrace
+    depth: int
+
+    @property
+    def waiting(self) -> Sequence[str]:
+        """Where it waits."""
+        return [each.subscription for each in self.signal.deliveries if each.state in _WAITING]
 
 
 class TracePages:
@@ -90,46 +105,32 @@ class TracePages:
             raise NotFound(f"nothing is known of a signal {signal[:80]!a}: it may have been pruned, or the id is cut")
         now = time.time()
         rows, more = steps(trace)
+        tree = branches(trace.root)
         return self._site.page(
             request,
             "trace.html",
             trace=trace,
             root=trace.root,
-            tree=list(branches(trace.root)),
+            tree=tree,
+            more_branches=len(tree) == MAX_BRANCHES,
             standings=standings(trace.root),
             figure=timeline(trace, now),
             steps=rows,
             more_steps=more,
             payload=None if trace.root.data is None else payloads.of_record(trace.root.data, cut=trace.root.cut),
-            unserved=await self._unserved(trace),
+            unserved=await self._unserved(tree),
             behind=self._traces.behind,
             now=now,
         )
 
-    async def _unserved(self, trace: Trace) -> frozenset[str]:
-        """Return the subscriptions that a delivery of the trace waits for, and that nobody serves."""
-        waiting = {name for branch in branches(trace.root) for name in branch.waiting}
+    async def _unserved(self, tree: Sequence[Branch]) -> frozenset[str]:
+        """Return the subscriptions that a delivery waits for, and that nobody serves."""
+        waiting = {name for branch in tree for name in branch.waiting}
         if not waiting:
             return frozenset()
         bus = self._site.inspection.bus
         served = {queue.name for queue in await bus.broker.queues(bus.settings.connect_timeout) if queue.consumers}
         return frozenset(waiting - served)
-
-
-MAX_BRANCHES = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Branch:
-    """A signal in the tree of causes. ``depth`` from 0; ``cause``: the subscription whose handler published it."""
-
-    signal: SignalTrace
-    depth: int
-
-    @property
-    def waiting(self) -> Sequence[str]:
-        """Where it waits."""
-        return [each.subscription for each in self.signal.deliveries if each.state in _WAITING]
 
 
 def branches(root: SignalTrace) -> list[Branch]:

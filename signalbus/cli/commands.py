@@ -26,6 +26,7 @@ COMMANDS = {
     "router": "keep the ledger of a RabbitMQ, for the trace commands",
     "topology": "list the subscriptions and what their queues hold",
     "doctor": "check this machine and the broker, and say what to do",
+    "bench": "measure what the broker does from here",
     "version": "show versions",
 }
 

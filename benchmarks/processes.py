@@ -35,6 +35,11 @@ class Child:
         """Send it a signal."""
         self._process.send_signal(number)
 
+    def end(self) -> None:
+        """Tell it to end: its stdin does."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
     def cpu_seconds(self) -> float:
         """Return the CPU time of all its threads, user and system. Linux only."""
         stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")

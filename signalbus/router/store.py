@@ -24,6 +24,7 @@ T = TypeVar("T")
 Place = tuple[int, int]
 
 BUSY_SECONDS = 5.0
+PIECE = 2_000  # signals to forget at a time: as many as come while the next piece waits for its turn
 
 
 class RouterStore:
@@ -63,7 +64,7 @@ class RouterStore:
 
     def prune(self, retention: Retention) -> bool:
         """See `TraceStore.prune`."""
-        return self._call(lambda store: store.prune(retention))
+        return self._call(lambda store: store.prune(retention, PIECE))
 
     def check(self) -> None:
         """Look whether it can be written. Raises as the other calls do."""

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,13 +16,26 @@ import aio_pika
 
 from signalbus.testing.rabbitmq import PrivateNode, find_server
 
-from . import calls, collecting, crowd, embedded, idle, ledger, liveness, memory, queued, rabbitmq
+from . import (
+    calls,
+    collecting,
+    crowd,
+    embedded,
+    idle,
+    ledger,
+    liveness,
+    memory,
+    queued,
+    rabbitmq,
+    router_memory,
+)
 from .figures import Benchmark
-from .plan import LONG_CYCLES, LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
+from .plan import LONG, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
 from .runner import run
 
-_GROUPS = (embedded, ledger, idle, memory, queued, calls, liveness, rabbitmq, crowd, collecting)
+_GROUPS = (embedded, ledger, idle, memory, queued, calls, liveness, rabbitmq, crowd, collecting, router_memory)
+_ON_RABBITMQ = ("rabbitmq.", "ledger.collect", "ledger.router")
 _LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
@@ -32,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="those whose name begins so; may be repeated")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contestant (default 5, 2 with --quick)")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
-    parser.add_argument(
-        "--long", action="store_true", help=f"memory over {LONG_MEMORY_SIGNALS:,} signals, {LONG_CYCLES:,} openings"
-    )
+    parser.add_argument("--long", action="store_true", help=f"much more of everything about memory: {_listed(LONG)}")
     parser.add_argument("--json", type=Path, default=_LATEST, metavar="PATH", help="(default %(default)s)")
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw what was measured, as PNG")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="for databases")
@@ -45,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if count := os.environ.get("SIGNALBUS_BENCH_QUEUED"):
         sizes = dataclasses.replace(sizes, queued_signals=int(count))
     if options.long:
-        sizes = dataclasses.replace(sizes, memory_signals=LONG_MEMORY_SIGNALS, cycles=LONG_CYCLES)
+        sizes = dataclasses.replace(sizes, **LONG)
     only = tuple(options.only or ("",))
     with_rabbitmq = not options.no_rabbitmq and any(_needs_rabbitmq(name) for name in only)
     code = asyncio.run(measure(sizes, rounds, only, options.directory, options.json, with_rabbitmq=with_rabbitmq))
@@ -74,8 +85,14 @@ async def measure(
     return 1 if any(result.error for result in results) else 0
 
 
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in sizes.items())
+
+
 def _needs_rabbitmq(only: str) -> bool:
-    return any(name.startswith(only) or only.startswith(name) for name in ("rabbitmq.", "ledger.collect"))
+    return any(
+        name.startswith(only) or only.startswith(name) for name in ("rabbitmq.", "ledger.collect", "ledger.router")
+    )
 
 
 def _benchmarks(plan: Plan) -> list[Benchmark]:

@@ -25,6 +25,7 @@ class Sizes:
     killed_together: int = 200
     cycles: int = 1_000
     facts: int = 300_000
+    router_seconds: int = 30
 
 
 QUICK = Sizes(
@@ -43,9 +44,10 @@ QUICK = Sizes(
     killed_together=20,
     cycles=50,
     facts=20_000,
+    router_seconds=5,
 )
-LONG_MEMORY_SIGNALS = 1_000_000
-LONG_CYCLES = 10_000
+#: What `--long` takes instead.
+LONG = {"memory_signals": 1_000_000, "cycles": 10_000, "router_seconds": 600}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

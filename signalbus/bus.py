@@ -13,6 +13,7 @@ from typing import Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overloa
 from . import brokers, codec, patterns
 from .bookkeeper import Bookkeeper
 from .brokers.base import Broker, BrokerHealth, SubscriptionSpec
+from .children import ChildInfo
 from .config import Settings, masked, parse_url
 from .errors import AudienceMismatch, BusClosed, ConfigError, Escalated, InvalidSignal, NotSettled
 from .handlers import CAUSE, compile_handler
@@ -57,13 +58,17 @@ _NONE = (None,) * 6  # of the optional attributes of a signal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusStats:
-    """What a bus did since it was created, and the health of its broker."""
+    """What a bus did since it was created, and the health of its broker.
+
+    ``children``: what its supervisor keeps running now, a serving loop for each subscription and each responder.
+    """
 
     publisher: PublisherStats
     subscriptions: dict[str, SubscriptionStats]
     requests: RequesterStats
     responders: dict[str, ResponderStats]
     broker: BrokerHealth
+    children: tuple[ChildInfo, ...]
 
 
 class Bus:
@@ -661,6 +666,7 @@ class Bus:
             requests=self._requester.stats,
             responders={name: service.stats for name, service in self._responders.items()},
             broker=self._broker.health(),
+            children=self._supervisor.which_children(),
         )
 
     def __repr__(self) -> str:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0  # between looks whether a store in trouble works again
 PRUNE_SECONDS = 60.0  # between looks whether anything is too old
-PIECE_SECONDS = 0.05  # between pieces, in which facts are stored
+PIECE_SECONDS = 0.02  # between pieces, in which facts are stored
 CLOSE_SECONDS = 5.0  # to stop, besides what draining takes
 
 

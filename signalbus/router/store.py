@@ -26,6 +26,7 @@ T = TypeVar("T")
 Place = tuple[int, int]
 
 BUSY_SECONDS = 5.0
+PIECE = 2_000  # signals to forget at a time: as many as come while the next piece waits for its turn
 
 
 class RouterStore:
@@ -65,7 +66,7 @@ class RouterStore:
 
     def prune(self, retention: Retention) -> bool:
         """See `TraceStore.prune`."""
-        return self._call(lambda store: store.prune(retention), writes=True)
+        return self._call(lambda store: store.prune(retention, PIECE), writes=True)
 
     def trace_facts(self, signal: str) -> list[Fact]:
         """See `TraceStore`."""

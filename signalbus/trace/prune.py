@@ -10,8 +10,8 @@ from .listing import Retention
 from .records import round_place, time_of
 
 PIECE = 500  # signals of one piece: some milliseconds
-_DELIVERIES = 2_000  # rows of one piece
-_FIELDS = 4_000
+_DELIVERIES = 4  # rows of one piece, for each of its signals
+_FIELDS = 8
 
 
 def prune(connection: sqlite3.Connection, retention: Retention, now: float, piece: int = PIECE) -> bool:
@@ -19,7 +19,8 @@ def prune(connection: sqlite3.Connection, retention: Retention, now: float, piec
     cutoff = _cutoff(connection, retention, now, piece)
     if cutoff is None:
         floor = connection.execute("SELECT floor FROM ledger_meta").fetchone()[0]
-        return _prune_deliveries(connection, floor) or _prune_fields(connection, floor)
+        deliveries, indexed = piece * _DELIVERIES, piece * _FIELDS
+        return _prune_deliveries(connection, floor, deliveries) or _prune_fields(connection, floor, indexed)
     _forget(connection, cutoff)
     return True
 
@@ -53,22 +54,22 @@ def _forget(connection: sqlite3.Connection, cutoff: int) -> None:
     )
 
 
-def _prune_deliveries(connection: sqlite3.Connection, floor: int) -> bool:
+def _prune_deliveries(connection: sqlite3.Connection, floor: int, most: int) -> bool:
     """Forget deliveries of signals that are gone: those of one type at one subscription lie side by side."""
     forgotten = 0
     for pair in pairs(connection):
         deleted = connection.execute(
             "DELETE FROM ledger_deliveries WHERE subscription = ?1 AND type = ?2 AND place < ?3 AND place IN ("
             "SELECT place FROM ledger_deliveries WHERE subscription = ?1 AND type = ?2 ORDER BY place LIMIT ?4)",
-            (*pair, floor, _DELIVERIES - forgotten),
+            (*pair, floor, most - forgotten),
         )
         forgotten += deleted.rowcount
-        if forgotten >= _DELIVERIES:
+        if forgotten >= most:
             return True
     return forgotten > 0
 
 
-def _prune_fields(connection: sqlite3.Connection, floor: int) -> bool:
+def _prune_fields(connection: sqlite3.Connection, floor: int, most: int) -> bool:
     """Forget a part of the oldest segment of fields, if all its signals are gone."""
     oldest = connection.execute("SELECT min(segment) FROM ledger_fields").fetchone()[0]
     if oldest is None or oldest >= floor >> SEGMENT_BITS:
@@ -76,6 +77,6 @@ def _prune_fields(connection: sqlite3.Connection, floor: int) -> bool:
     connection.execute(
         "DELETE FROM ledger_fields WHERE segment = ?1 AND hash <= coalesce("
         "(SELECT hash FROM ledger_fields WHERE segment = ?1 ORDER BY hash LIMIT 1 OFFSET ?2), ?3)",
-        (oldest, _FIELDS, 2**63 - 1),
+        (oldest, most, 2**63 - 1),
     )
     return True

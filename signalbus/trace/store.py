@@ -19,7 +19,7 @@ from ..ledger import Batch, Fact
 from . import queries, schema
 from .append import append
 from .listing import MIN_PREFIX, Candidate, Page, Query, Retention, StoreStats
-from .prune import prune
+from .prune import PIECE, prune
 
 _HELD = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
@@ -52,8 +52,8 @@ class TraceStore(Protocol):
         """Return how much is stored."""
         ...
 
-    def prune(self, retention: Retention) -> bool:
-        """Forget a few of the oldest signals; return whether to go on. Holds up writers for milliseconds only."""
+    def prune(self, retention: Retention, piece: int = PIECE) -> bool:
+        """Forget up to ``piece`` of the oldest signals; return whether to go on. Writers wait for some milliseconds."""
         ...
 
     def close(self) -> None:
@@ -85,10 +85,10 @@ class SqliteStore:
         with self._transaction() as connection:
             return append(connection, batches)
 
-    def prune(self, retention: Retention) -> bool:
+    def prune(self, retention: Retention, piece: int = PIECE) -> bool:
         """See `TraceStore`."""
         with self._transaction() as connection:
-            return prune(connection, retention, self._clock())
+            return prune(connection, retention, self._clock(), piece)
 
     def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """Answer from one state of the file: for other tables that are kept in it."""

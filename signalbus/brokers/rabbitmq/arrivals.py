@@ -19,9 +19,9 @@ from .deliveries import consume
 from .driver import DriverFailure, FrameWriter, call, on_closed
 from .lane import Received, Track, lane_of
 
-#: Batches that may wait or be stored at a time: the next transaction is read while one is stored. Some 8 MB as a rule.
-PREFETCH = 128
-TOGETHER = 64  # batches of one transaction of the store, at most: a fifth of a second
+#: Batches that may wait or be stored at a time: the next transaction is read while one is stored. Some 2 MB as a rule.
+PREFETCH = 64
+TOGETHER = 32  # batches of one transaction of the store, at most: a tenth of a second
 STEP_SECONDS = 10.0
 
 Read = Callable[[Received], Batch | None]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import tempfile
@@ -76,9 +77,8 @@ async def _resident(url: str, directory: Path, seconds: float) -> Readings:
 
 async def _collected(filler: Child) -> float:
     """Stop the filler, and return how many of its facts were taken."""
-    await filler.end()
-    [put] = await filler.report()
-    return put
+    [put] = json.loads(await filler.end())
+    return float(put)
 
 
 @asynccontextmanager

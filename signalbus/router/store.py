@@ -64,9 +64,9 @@ class RouterStore:
         """See `TraceStore.append`."""
         return self._call(lambda store: store.append(batches), writes=True)
 
-    def prune(self, retention: Retention) -> bool:
+    def prune(self, retention: Retention, piece: int = PIECE) -> bool:
         """See `TraceStore.prune`."""
-        return self._call(lambda store: store.prune(retention, PIECE), writes=True)
+        return self._call(lambda store: store.prune(retention, piece), writes=True)
 
     def trace_facts(self, signal: str) -> list[Fact]:
         """See `TraceStore`."""

@@ -42,7 +42,7 @@ class RemoteTraces:
         """Refuse: a daemon collects facts itself."""
         raise StorageError(f"the store of {self._client.url} is read only here")
 
-    def prune(self, retention: Retention) -> bool:
+    def prune(self, retention: Retention, piece: int = 0) -> bool:
         """Refuse: a daemon forgets by its own settings."""
         raise StorageError(f"the store of {self._client.url} is read only here")
 

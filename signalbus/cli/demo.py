@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ EXAMPLES = """Examples:
   signalbus demo
   signalbus demo --url amqp://user:password@localhost/
   signalbus demo --rows 1000 --json
+  signalbus demo --rows 3000 --stay
   signalbus demo --keep /tmp/flights && signalbus demo --check /tmp/flights"""
 
 STALL_SECONDS = 30.0
@@ -26,6 +28,7 @@ def demo(
     rows: Annotated[int | None, Parameter(help="Use only the first rows of the file; it has 27,004.")] = None,
     keep: Annotated[Path | None, Parameter(help="Keep the result files in this new directory.")] = None,
     check: Annotated[Path | None, Parameter(help="Only reconcile the result files of a directory kept before.")] = None,
+    stay: Annotated[bool, flag("--stay", "Leave the page there when all is done, until Ctrl-C.")] = False,
     dry_run: Annotated[bool, flag("--dry-run", "Say what would happen.")] = False,
     options: Options = NO_OPTIONS,
 ) -> int:
@@ -48,26 +51,29 @@ def demo(
             "kill one subscriber and delete the subscriptions afterwards"
         )
         return Exit.OK
-    return run_interruptible(lambda: _demo(rows, keep, output, options))
+    return run_interruptible(lambda: _demo(rows, keep, output, options, stay=stay))
 
 
-async def _demo(rows: int | None, keep: Path | None, output: Output, options: Options) -> int:
-    from ..demo.demonstration import demonstrate
+async def _demo(rows: int | None, keep: Path | None, output: Output, options: Options, *, stay: bool) -> int:
+    from ..demo.demonstration import demonstrated
     from ..demo.report import outcome_fields, print_outcome
     from ..demo.tally import Show
 
-    outcome = await demonstrate(
+    async with demonstrated(
         Show(output),
         url=options.url,
         rows=rows,
         keep=keep,
         stall_seconds=options.timeout or STALL_SECONDS,
         verbose=options.verbose,
-    )
-    if options.json:
-        output.json(**outcome_fields(outcome))
-    else:
-        print_outcome(outcome, output)
+    ) as outcome:
+        if options.json:
+            output.json(**outcome_fields(outcome))
+        else:
+            print_outcome(outcome, output)
+        if stay:
+            output.note(f"signalbus: the page is at {outcome.page} until Ctrl-C")
+            await asyncio.Event().wait()
     return Exit.OK if outcome.good else Exit.BAD_OUTCOME
 
 

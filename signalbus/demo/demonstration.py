@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from signalbus import Bus
 
 from .crew import Crew
 from .flights import PATTERNS, expected, read_events
+from .looking import looking
 from .place import Manifest, Place, make_place, opened
 from .reconcile import Balance, reconcile
-from .stories import Story, read_stories, traces_of
+from .stories import Story, read_stories
 from .tally import PUBLISHER, Show, Tally
 
 WATCH_SECONDS = 0.05
@@ -30,6 +33,7 @@ class Outcome:
 
     balance: Balance
     broker: str
+    page: str
     seconds: float
     kills: int
     restarts: int
@@ -43,16 +47,21 @@ class Outcome:
         return self.balance.good and self.down_seconds is not None and self.refused_seconds is not None
 
 
-async def demonstrate(
+@asynccontextmanager
+async def demonstrated(
     show: Show, *, url: str | None, rows: int | None, keep: Path | None, stall_seconds: float, verbose: bool
-) -> Outcome:
-    """Run a demo. Raises `BrokerUnavailable` at once if there is no broker, `Escalated` if its processes keep dying.
+) -> AsyncGenerator[Outcome]:
+    """Run a demo, and yield what it came to; while the body runs, its page can be looked at.
 
-    Without progress for ``stall_seconds`` it stops waiting, and what did not come counts as lost.
+    Without progress for ``stall_seconds`` it stops waiting, and what did not come counts as lost. Raises
+    `BrokerUnavailable` at once if there is no broker, `Escalated` if its processes keep dying.
     """
     run = secrets.token_hex(4)
     place = make_place(run, rows, url, keep)
-    async with opened(place, min(stall_seconds, 10.0), keep=keep is not None) as bus:
+    async with (
+        opened(place, min(stall_seconds, 10.0), keep=keep is not None) as bus,
+        looking(place, bus) as window,
+    ):
         events = read_events(rows)
         counts = {name: len(ids) for name, ids in expected(run, events).items()}
         tally = Tally(expected={PUBLISHER: len(events), **counts})
@@ -60,6 +69,7 @@ async def demonstrate(
         try:
             await crew.start_subscribers()
             show.happened(tally, f"{len(PATTERNS)} subscriptions, each served by a process of its own, on {place.kind}")
+            show.happened(tally, f"look at it while it runs: {window.url}")
             tally.started = time.monotonic()
             crew.start_publisher()
             async with show.progress(tally):
@@ -67,23 +77,23 @@ async def demonstrate(
             tally.finished = tally.changed if tally.complete else time.monotonic()
             await _wait_empty(bus, place)
             await crew.unless_failed(crew.lose_a_responder())
-            async with traces_of(place, bus) as traces:
-                stories = await read_stories(place, traces)
+            stories = await read_stories(place, window.traces)
         finally:
             await crew.stop()
         dead = await _dead_letters(bus, place)
         Manifest(run=run, rows=rows, published=tally.done.get(PUBLISHER, 0), dead=dead).write(place.directory)
         balance = await asyncio.to_thread(reconcile, place.directory)
-    return Outcome(
-        balance=balance,
-        broker=place.kind,
-        seconds=tally.seconds,
-        kills=crew.kills,
-        restarts=crew.restarts,
-        down_seconds=crew.down_seconds,
-        refused_seconds=crew.refused_seconds,
-        stories=tuple(stories),
-    )
+        yield Outcome(
+            balance=balance,
+            broker=place.kind,
+            page=window.url,
+            seconds=tally.seconds,
+            kills=crew.kills,
+            restarts=crew.restarts,
+            down_seconds=crew.down_seconds,
+            refused_seconds=crew.refused_seconds,
+            stories=tuple(stories),
+        )
 
 
 async def _wait_complete(tally: Tally, stall_seconds: float) -> None:

@@ -70,11 +70,11 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
         f"a request whose responder was killed ended with ResponderDown after {_milliseconds(outcome.refused_seconds)}"
     )
     for story in outcome.stories:
-        output.line(f"\n{story.title}: signalbus trace show {story.trace.root.id}")
+        output.line(f"\n{story.title}:")
         output.line(
             render_tree(story.trace, TreeView(width=shutil.get_terminal_size().columns if output.watched else None))
         )
-    output.line("")
+    output.line(f"\nits page was {outcome.page} while it ran; signalbus demo --stay leaves it there")
     output.line(verdict(balance))
 
 
@@ -104,6 +104,7 @@ def outcome_fields(outcome: Outcome) -> dict[str, object]:
     return {
         **balance_fields(outcome.balance),
         "broker": outcome.broker,
+        "page": outcome.page,
         "seconds": round(outcome.seconds, 3),
         "handled": handled,
         "handled_per_second": round(handled / outcome.seconds) if outcome.seconds else None,

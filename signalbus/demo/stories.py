@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..brokers.sqlite.broker import SqliteBroker
-from ..bus import Bus
 from ..trace.model import State, Trace
 from ..trace.reader import TraceReader
-from ..trace.store import SqliteStore
 from .place import Place
 from .results import read_retried, read_taken_over
 
-TOLD_SECONDS = 15.0  # facts travel beside the signals, and a busy machine files them later
+TOLD_SECONDS = 20.0  # facts travel beside the signals, and a busy machine files them later
 LOOK_SECONDS = 0.1
 
 
@@ -26,17 +22,6 @@ class Story:
 
     title: str
     trace: Trace
-
-
-@asynccontextmanager
-async def traces_of(place: Place, bus: Bus) -> AsyncGenerator[TraceReader]:
-    """Open the traces of a demo: the embedded broker's own, or those that its router keeps."""
-    if isinstance(bus.broker, SqliteBroker):
-        traces = await bus.broker.traces(TOLD_SECONDS)
-    else:
-        traces = TraceReader(await asyncio.to_thread(SqliteStore, place.store, read_only=True))
-    async with traces:
-        yield traces
 
 
 def remarkable(place: Place) -> Mapping[str, tuple[str, str]]:
@@ -66,6 +51,7 @@ async def _told(traces: TraceReader, signal: str, subscription: str, deadline: f
 
 
 def _is_whole(trace: Trace, subscription: str) -> bool:
-    """Tell whether its publication is known, and that the subscription which makes it remarkable acked it."""
+    """Tell whether its publication is known, and that all who got it acked it, the remarkable one among them."""
     states = {delivery.subscription: delivery.state for delivery in trace.root.deliveries}
-    return trace.root.published is not None and states.get(subscription) is State.ACKED
+    done = subscription in states and set(states.values()) == {State.ACKED}
+    return done and trace.root.published is not None

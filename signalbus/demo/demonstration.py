@@ -7,11 +7,12 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from signalbus import Bus
 
+from ..deadletters import DeadLetters, LetterQuery
 from .crew import Crew
 from .flights import PATTERNS, expected, read_events
 from .looking import looking
@@ -22,7 +23,7 @@ from .tally import PUBLISHER, Show, Tally
 
 WATCH_SECONDS = 0.05
 EMPTY_SECONDS = 10.0
-DEAD_LETTERS = 100_000
+DEAD_LETTERS = 1_000  # of one page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ async def demonstrated(
             stories = await read_stories(place, window.traces)
         finally:
             await crew.stop()
-        dead = await _dead_letters(bus, place)
+        dead = await _dead_letters(window.letters, place)
         Manifest(run=run, rows=rows, published=tally.done.get(PUBLISHER, 0), dead=dead).write(place.directory)
         balance = await asyncio.to_thread(reconcile, place.directory)
         yield Outcome(
@@ -112,10 +113,17 @@ async def _wait_empty(bus: Bus, place: Place) -> None:
         await asyncio.sleep(WATCH_SECONDS)
 
 
-async def _dead_letters(bus: Bus, place: Place) -> dict[str, list[str]]:
-    names = {place.subscription(name): name for name in PATTERNS}
-    dead: dict[str, list[str]] = {name: [] for name in PATTERNS}
-    for letter in await bus.broker.dead_letters(DEAD_LETTERS, EMPTY_SECONDS):
-        if letter.subscription in names:
-            dead[names[letter.subscription]].append(letter.signal.id)
-    return dead
+async def _dead_letters(letters: DeadLetters, place: Place) -> dict[str, list[str]]:
+    """Return the ids of the signals that each subscription gave up."""
+    return {name: await _given_up(letters, place.subscription(name)) for name in PATTERNS}
+
+
+async def _given_up(letters: DeadLetters, subscription: str) -> list[str]:
+    found: list[str] = []
+    query = LetterQuery(subscription=subscription, limit=DEAD_LETTERS)
+    while True:
+        page = await letters.page(query)
+        found += (letter.signal for letter in page.letters)
+        if not page.next:
+            return found
+        query = replace(query, after=page.next)

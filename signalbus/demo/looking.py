@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..brokers.sqlite.broker import SqliteBroker
 from ..bus import Bus
+from ..deadletters import DeadLetters
 from ..router.daemon import Router
 from ..trace.listing import Retention
 from ..trace.reader import TraceReader
@@ -23,10 +24,11 @@ KEPT = Retention(seconds=86_400.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Where the page is, and the traces behind it."""
+    """Where the page is, and what is behind it."""
 
     url: str
     traces: TraceReader
+    letters: DeadLetters
 
 
 @asynccontextmanager
@@ -37,10 +39,10 @@ async def looking(place: Place, bus: Bus) -> AsyncGenerator[Window]:
             window_on(bus, free_access(), LOOK_SECONDS) as url,
             await bus.broker.traces(LOOK_SECONDS) as traces,
         ):
-            yield Window(url=url, traces=traces)
+            yield Window(url=url, traces=traces, letters=await bus.broker.letters(LOOK_SECONDS))
         return
-    async with _routing(place) as url, TraceReader(await asyncio.to_thread(_store, place)) as traces:
-        yield Window(url=url, traces=traces)
+    async with _routing(place) as router, TraceReader(await asyncio.to_thread(_store, place)) as traces:
+        yield Window(url=router.url or "", traces=traces, letters=router.letters)
 
 
 def _store(place: Place) -> SqliteStore:
@@ -48,8 +50,8 @@ def _store(place: Place) -> SqliteStore:
 
 
 @asynccontextmanager
-async def _routing(place: Place) -> AsyncGenerator[str]:
-    """Run a router, as `signalbus router` does, and yield where its page is."""
+async def _routing(place: Place) -> AsyncGenerator[Router]:
+    """Run a router, as `signalbus router` does."""
     bus = Bus(place.url, name="signalbus-demo/router", connect_timeout=LOOK_SECONDS, ledger="off")
     router = Router(bus, place.store, KEPT, access=free_access())
     serving = asyncio.create_task(router.serve(), name="demo/router")
@@ -58,7 +60,7 @@ async def _routing(place: Place) -> AsyncGenerator[str]:
         await asyncio.wait([serving, ready], timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             await serving  # raises why it ended
-        yield router.url or ""
+        yield router
     finally:
         for task in (ready, serving):
             task.cancel()

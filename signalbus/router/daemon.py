@@ -80,8 +80,8 @@ class Router:
         self._collector: Collector | None = None
         self._ends = SessionEnds(self._store, lambda: self.role is CollectorState.ACTIVE, _now)
         self._supervisor: Supervisor | None = None
-        self._letters = RouterLetters(bus.broker, self._store)
-        inspection = Inspection(bus=bus, traces=TraceReader(self._store), letters=self._letters, troubles=self.troubles)
+        self.letters = RouterLetters(bus.broker, self._store)
+        inspection = Inspection(bus=bus, traces=TraceReader(self._store), letters=self.letters, troubles=self.troubles)
         self._server = make_window(inspection, access) if access is not None else None
 
     @property
@@ -113,7 +113,7 @@ class Router:
                     self.ready.set()
                     await asyncio.Event().wait()
         finally:
-            await self._letters.aclose()
+            await self.letters.aclose()
             await asyncio.to_thread(self._store.close)
 
     def _children(self, collector: Collector) -> Sequence[ChildSpec]:
@@ -125,7 +125,7 @@ class Router:
             ChildSpec(name="collect", start=collector.run, stop_timeout=drain),
             ChildSpec(name="ends of sessions", start=self._ends.run),
             ChildSpec(name="forget", start=self._forget),
-            *self._letters.children(),
+            *self.letters.children(),
             *((as_child(self._server),) if self._server is not None else ()),
             *self._beside,
         )

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,14 @@ from cyclopts import Parameter
 
 from ..brokers.rabbitmq.collector import CollectorState
 from ..bus import Bus
+from ..config import SqliteUrl, parse_url
 from ..router.daemon import Router
 from ..router.notify import READY, STOPPING, Notifier
 from ..router.settings import RouterSettings, read_settings
 from ..supervision import ChildSpec
+from ..web.access import Access
+from ..web.window import window_on
+from .connect import require_store
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
 from .options import NO_OPTIONS, Options, flag
@@ -26,7 +31,8 @@ from .output import Output, log_to_stderr
 EXAMPLES = """Examples:
   signalbus router --url amqp://user:password@host/ --store /var/lib/signalbus/ledger.db --listen 127.0.0.1:8642
   signalbus router --config /etc/signalbus/router.toml --check-config
-  SIGNALBUS_STORE=ledger.db signalbus router --keep-days 30"""
+  SIGNALBUS_STORE=ledger.db signalbus router --keep-days 30
+  signalbus router --url sqlite:///signalbus.db"""
 
 CHOSEN_SECONDS = 2.0  # who is active knows it sooner; until then nothing is said
 
@@ -58,8 +64,9 @@ def router(
 
     Settings come from flags, then from the environment, then from the file. Several routers may run: one is active,
     and another one follows it when it ends. Nothing depends on them: while none is there facts wait at RabbitMQ, in a
-    bounded queue, and signals do not. On the embedded broker there is nothing to run. Being stopped is what a daemon
-    ends with: the exit code is 0 then.
+    bounded queue, and signals do not. The embedded broker keeps its ledger itself: there only the page and the API of
+    its file are served, at 127.0.0.1:8642 unless --listen says otherwise. Being stopped is what a daemon ends with: the
+    exit code is 0 then.
     """
     settings = read_settings(
         config,
@@ -71,14 +78,18 @@ def router(
         listen=listen,
         token_file=token_file,
     )
+    embedded = isinstance(parse_url(settings.url), SqliteUrl)
     if print_config:
         return _print(settings, options)
-    _check(settings)
+    if embedded:
+        require_store(replace(options, url=settings.url))
+    else:
+        _check(settings)
     if check_config:
         Output(options).note("signalbus: the configuration is good")
         return Exit.OK
     log_to_stderr(options, usual=logging.WARNING)
-    code = run_interruptible(lambda: _serve(settings, options))
+    code = run_interruptible(lambda: (_serve_file if embedded else _serve)(settings, options))
     return Exit.OK if code in _STOPPED else code
 
 
@@ -133,6 +144,16 @@ async def _serve(settings: RouterSettings, options: Options) -> int:
         telling.cancel()
         await asyncio.wait([telling])
     running.result()
+    return Exit.OK
+
+
+async def _serve_file(settings: RouterSettings, options: Options) -> int:
+    """Serve the page and the API of the embedded broker's file."""
+    bus = Bus(settings.url, name="signalbus-router", connect_timeout=settings.connect_timeout)
+    async with bus, window_on(bus, settings.access() or Access(), settings.connect_timeout) as url:
+        Notifier().tell(READY)
+        Output(options).note(f"signalbus: look at {bus!r}: {url}, pid {os.getpid()}")
+        await asyncio.Event().wait()
     return Exit.OK
 
 

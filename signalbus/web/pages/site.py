@@ -57,7 +57,7 @@ class Site:
             try:
                 async with asyncio.timeout(PAGE_SECONDS):
                     return await endpoint(request)
-            except (SignalBusError, LedgerError) as error:
+            except SignalBusError as error:
                 return self._failure(request, error)
             except TimeoutError:
                 return self._failure(request, BrokerError(f"no answer within {PAGE_SECONDS:g} s"))
@@ -91,17 +91,17 @@ class Site:
         """Answer where there is nothing."""
         return self._failure(request, NotFound(f"there is no page at {request.url.path[:80]!a}"))
 
-    def _failure(self, request: Request, error: SignalBusError | LedgerError) -> HTMLResponse:
+    def _failure(self, request: Request, error: SignalBusError) -> HTMLResponse:
         status, title = next(told for kind, told in _STATUS if isinstance(error, kind))
         return self.page(request, "error.html", status=status, title=title, message=str(error))
 
 
 #: The first that fits counts.
-_STATUS: tuple[tuple[type[Exception], tuple[int, str]], ...] = (
+_STATUS: tuple[tuple[type[SignalBusError], tuple[int, str]], ...] = (
     (NotFound, (404, "Not found")),
     (NotPermitted, (503, "The broker refuses us")),
     (ConfigError, (422, "That question cannot be answered")),
     (BusClosed, (503, "The bus is closed")),
-    (SignalBusError, (503, "Not now")),
     (LedgerError, (500, "The store may be damaged")),
+    (SignalBusError, (503, "Not now")),
 )

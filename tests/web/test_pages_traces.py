@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from signalbus import Bus
-from signalbus.errors import StorageError
+from signalbus.errors import BrokerUnavailable, BusClosed, NotPermitted, StorageError
 from signalbus.inspection import Inspection
-from signalbus.ledger import Accepted, Acked, Delivered
+from signalbus.ledger import Accepted, Acked, Delivered, LedgerError
 from signalbus.web.pages.site import Site
 from tests.trace.facts import About, At, Teller
 from tests.web.page_letters import MemoryLetters
@@ -205,15 +205,21 @@ async def test_a_password_in_the_address_of_the_bus_is_masked(tmp_path: Path) ->
         assert "canary" not in repr(frame)
 
 
-async def test_trouble_of_the_store_becomes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [(StorageError, 503), (BrokerUnavailable, 503), (NotPermitted, 503), (BusClosed, 503), (LedgerError, 500)],
+)
+async def test_trouble_of_the_store_becomes_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], status: int
+) -> None:
     async with page_world(tmp_path) as world:
 
         def broken(*_: object) -> None:
-            raise StorageError("cannot read traces.db: database disk image is malformed")
+            raise kind("cannot read traces.db: database disk image is malformed")
 
         monkeypatch.setattr(world.store, "page", broken)
         answer = await world.client.get("/")
-        assert answer.status == 503
+        assert answer.status == status
         assert "malformed" in answer.page.text
 
 

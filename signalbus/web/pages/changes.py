@@ -6,7 +6,7 @@ A form carries the question, frozen at the moment of asking, so that what dies l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
@@ -59,13 +59,14 @@ class LetterChanges:
         if request.query_params.get("selected") and not asked.id:
             raise ConfigError("no dead letter was selected; go back, and tick those that are meant")
         _require_ids(action, asked)
-        page = await self._letters.page(asked.query(action.states, limit=1))
+        frozen = asked.frozen()
+        page = await self._letters.page(frozen.query(action.states, limit=1))
         return self._site.page(
             request,
             "confirm.html",
             action=action,
             asked=asked,
-            frozen=asked.frozen().pairs(),
+            frozen=frozen.pairs(),
             total=page.total,
             example=page.letters[0] if page.letters else None,
             rate=DEFAULT_RATE,
@@ -104,7 +105,7 @@ class LetterChanges:
 
 def author(request: Request) -> str:
     """Return who asks, for the audit: the page, and the address it was used from."""
-    named = escape(request.headers.get("X-Signalbus-User", ""))[:100]
+    named = escape(unquote(request.headers.get("X-Signalbus-User", ""))).strip()[:100]
     return named or (f"page at {request.client.host}" if request.client else "page")
 
 

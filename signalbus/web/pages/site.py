@@ -15,6 +15,7 @@ from ...brokers.base import BrokerState
 from ...config import masked
 from ...errors import BrokerError, BusClosed, ConfigError, NotPermitted, SignalBusError
 from ...inspection import Inspection
+from ...ledger import LedgerError
 from .assets import ASSETS
 from .environment import make_environment
 
@@ -101,5 +102,6 @@ _STATUS: tuple[tuple[type[SignalBusError], tuple[int, str]], ...] = (
     (NotPermitted, (503, "The broker refuses us")),
     (ConfigError, (422, "That question cannot be answered")),
     (BusClosed, (503, "The bus is closed")),
+    (LedgerError, (500, "The store may be damaged")),
     (SignalBusError, (503, "Not now")),
 )

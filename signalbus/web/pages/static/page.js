@@ -90,7 +90,7 @@
     try {
       const answer = await fetch(location.href, { credentials: "same-origin", signal: AbortSignal.timeout(15000) });
       if (answer.redirected && new URL(answer.url).pathname !== location.pathname) { location.reload(); return; }
-      if (answer.status === 401) say("signed out: load the page again");
+      if (!answer.ok) say(answer.status === 401 ? "signed out: load the page again" : "no answer, status " + answer.status);
       const text = answer.ok ? await answer.text() : "";
       if (text && !paused) exchange(new DOMParser().parseFromString(text, "text/html"));
       if (text && !paused && source && source.readyState === EventSource.OPEN) say("live");

@@ -106,7 +106,8 @@ async def _once_told(here: World) -> Samples:
         while True:
             found = await scraped(here)
             acked = found.get(("signalbus_deliveries_total", "outcome=acked,subscription=billing"))
-            if acked == 4 and ("signalbus_queue_consumers", "subscription=billing") in found:
+            seen = ("signalbus_queue_consumers", "subscription=billing") in found
+            if acked == 4 and seen and found["signalbus_ledger_facts", ""] > 0:
                 return found
             await asyncio.sleep(0.02)
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signalbus.liveness import SubscriptionState, SubscriptionStatus
@@ -19,6 +19,7 @@ _json = st.recursive(_scalars, lambda each: st.lists(each) | st.dictionaries(st.
 
 
 @given(_json)
+@settings(deadline=None)
 def test_whatever_is_written_is_json_on_one_line_and_the_same_value(value: object) -> None:
     body = written(value)
     assert json.loads(body) == value

@@ -106,15 +106,11 @@ def encode_report(report: SessionReport) -> bytes:
 def decode_report(encoded: bytes) -> SessionReport:
     """Return a report that travelled; an empty one if it cannot be read (another version's)."""
     try:
-        read: object = orjson.loads(encoded)
-        if not isinstance(read, dict):
-            return SessionReport()
-        fields = cast("Mapping[str, list[Mapping[str, object]]]", read)
-        published = cast("object", fields.get("published"))
+        fields = cast("Mapping[str, list[Mapping[str, object]]]", orjson.loads(encoded))
         return SessionReport(
             subscriptions=tuple(_service(service) for service in fields["subscriptions"]),
             responders=tuple(_service(service) for service in fields["responders"]),
-            published=published if isinstance(published, int) else 0,  # older ones do not say
+            published=_count(fields.get("published")),
         )
     except (ValueError, TypeError, KeyError):
         return SessionReport()
@@ -123,3 +119,7 @@ def decode_report(encoded: bytes) -> SessionReport:
 def _service(fields: Mapping[str, object]) -> ServiceReport:
     known = {name: fields[name] for name in ServiceReport.__slots__ if name in fields}
     return ServiceReport(**known)  # type: ignore[arg-type]  # another session's word; only shown
+
+
+def _count(told: object) -> int:
+    return told if isinstance(told, int) else 0  # older ones do not say

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 
 DEFAULT_LISTEN = "127.0.0.1:8642"
 TOKEN = "SIGNALBUS_TOKEN"  # noqa: S105 - the name of the variable
+HOSTS = "SIGNALBUS_HOSTS"
 MIN_TOKEN = 16  # characters; shorter ones can be guessed over a network
 PASS_SECONDS = 12 * 3_600  # how long a page stays logged in
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -56,14 +57,16 @@ class Access:
         listen: str = DEFAULT_LISTEN,
         token_file: Path | None = None,
         *,
-        names: frozenset[str] = frozenset(),
         environment: Mapping[str, str] | None = None,
     ) -> Access:
-        """Read ``host:port`` and the token, from a file or ``SIGNALBUS_TOKEN``; the file wins. Raises `ConfigError`."""
+        """Read ``host:port``, the token (from a file, else ``SIGNALBUS_TOKEN``) and the names of ``SIGNALBUS_HOSTS``.
+
+        Raises `ConfigError`.
+        """
         environment = os.environ if environment is None else environment
         host, port = split_address(listen)
         token = token_from_file(token_file) if token_file is not None else environment.get(TOKEN) or None
-        return cls(host=host, port=port, token=token, names=names)
+        return cls(host=host, port=port, token=token, names=read_names(environment))
 
     @property
     def loopback(self) -> bool:
@@ -122,6 +125,12 @@ def split_address(listen: str) -> tuple[str, int]:
     if wrong or not port.isascii() or not port.isdigit() or (":" in name and _address(name) is None):
         raise ConfigError(f"{listen[:80]!a} is no address to listen on; write 127.0.0.1:8642 or [::1]:8642")
     return name, int(port)
+
+
+def read_names(environment: Mapping[str, str]) -> frozenset[str]:
+    """Return the names in ``SIGNALBUS_HOSTS``, with commas between: those of a proxy, or of a container."""
+    names = (name.strip().lower() for name in environment.get(HOSTS, "").split(","))
+    return frozenset(name for name in names if name)
 
 
 def token_from_file(path: Path) -> str:

@@ -28,7 +28,7 @@ from .hosts import HostCheck, OriginCheck
 from .looks import Looks
 from .metrics import metrics_route
 from .operations import PREFIX, Context, Operation, Reply
-from .problems import Problem, Refused, problem_of
+from .problems import Problem, problem_of
 from .tokens import LoginPage, TokenCheck, login_routes, refuse_plainly
 from .values import written
 
@@ -67,7 +67,7 @@ def create_app(
             Middleware(BodyCheck),
             Middleware(RawPaths),
         ],
-        exception_handlers={HTTPException: _http_problem, Refused: _refusal},
+        exception_handlers={HTTPException: _http_problem},
     )
     app.state.closing = asyncio.Event()
     return app
@@ -120,11 +120,6 @@ async def _given(request: Request) -> Mapping[str, Sequence[str]] | bytes:
 def _response(reply: Reply) -> Response:
     headers = {"location": PREFIX + reply.location} if reply.location else None
     return Response(written(reply.value), reply.status, headers, media_type="application/json")
-
-
-async def _refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return problem_response(error.problem)
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

@@ -26,6 +26,7 @@ from .state import STATS, stats_of
 from .values import written
 
 READERS = 32
+_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +107,8 @@ async def _marks(looks: Looks) -> dict[str, object]:
 class _EventStream(Response):
     """An answer that goes on until its reader leaves, its time is over, or the application stops."""
 
-    media_type = "text/event-stream"
-
     def __init__(self, teller: _Teller, streams: Streams, closing: asyncio.Event, rhythm: Rhythm) -> None:
-        self.status_code = 200
-        self.background = None
-        self.init_headers()
+        super().__init__()
         self._teller = teller
         self._streams = streams
         self._closing = closing
@@ -124,9 +121,10 @@ class _EventStream(Response):
             return
         over = asyncio.create_task(_over(receive, self._closing))
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send(_part(b"retry: 2000\n\n"))
-            await self._tell(send, over)
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            if scope["method"] == "GET":
+                await send(_part(b"retry: 2000\n\n"))
+                await self._tell(send, over)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._streams.leave()

@@ -32,16 +32,17 @@ class Failures:
 
         try:
             await self._app(scope, receive, watched)
-        except Refused as refused:
-            await problem_response(refused.problem)(scope, receive, send)
         except Exception as error:
             if started:
                 raise  # too late for an answer: the server logs it, and cuts the connection
-            log.exception("%s %s failed", scope["method"], ascii(scope["path"])[:200])
-            problem = Problem(
-                status=500, error="this is a bug of ours", advice="see the log", type=type(error).__name__
-            )
-            await problem_response(problem)(scope, receive, send)
+            await problem_response(_problem(error, scope))(scope, receive, send)
+
+
+def _problem(error: Exception, scope: Scope) -> Problem:
+    if isinstance(error, Refused):
+        return error.problem
+    log.error("%s %s failed", scope["method"], ascii(scope["path"])[:200], exc_info=error)
+    return Problem(status=500, error="this is a bug of ours", advice="see the log of this process")
 
 
 def problem_response(problem: Problem) -> Response:

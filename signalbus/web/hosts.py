@@ -38,7 +38,7 @@ class HostCheck:
                 Problem(
                     status=421,
                     error=f"this is not the host {shown}",
-                    advice="ask for the address that it listens on, or let the daemon know the name that it has",
+                    advice="ask for the address that it listens on, or let it know its other names: SIGNALBUS_HOSTS",
                 )
             )
         await self._app(scope, receive, send)

@@ -24,14 +24,12 @@ from ..signals import utc_now
 from ..trace.listing import StoreStats
 from .events import Streams
 from .looks import Look, Looks
-from .rates import OUTCOMES, PUBLISHED, Tally
+from .rates import OTHERS, OUTCOMES, PUBLISHED, SUBSCRIPTIONS, Tally
 from .state import troubles_of
 
 T = TypeVar("T")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-SUBSCRIPTIONS = 500  # that have a label of their own
-OTHERS = "(others)"
 
 
 def metrics_route(inspection: Inspection, looks: Looks, streams: Streams) -> Route:
@@ -117,7 +115,7 @@ def _queues(queues: Sequence[QueueInfo]) -> Iterator[Metric]:
 
 def _by_subscription(name: str, text: str, values: Iterable[tuple[str, float | None]]) -> Metric:
     family = GaugeMetricFamily(f"signalbus_{name}", text, labels=["subscription"])
-    told = {escape(subscription): value for subscription, value in values}  # no label twice, whatever names there are
+    told = {escape(subscription): value for subscription, value in values}
     for subscription, value in told.items():
         if value is not None:  # the broker does not tell
             family.add_metric([subscription], value)
@@ -128,25 +126,18 @@ def _sessions(sessions: Sequence[SessionStatus], tally: Tally) -> Iterator[Metri
     silent = sum(status.report is None for status in sessions)
     yield _gauge("sessions", "Sessions that live.", len(sessions))
     yield _gauge("sessions_silent", "Sessions that live, and do not answer.", silent)
-    published = sum(count for (name, _), count in tally.totals.items() if name == PUBLISHED)
+    published = tally.totals[PUBLISHED, ""]
     yield CounterMetricFamily("signalbus_published", "Signals published, as sessions tell, since we look.", published)
     family = CounterMetricFamily(
         "signalbus_deliveries", "Deliveries, as sessions tell, since we look.", labels=["subscription", "outcome"]
     )
-    for (subscription, outcome), count in sorted(_bounded(tally).items()):
-        family.add_metric([subscription, outcome], count)
+    deliveries = Counter[tuple[str, str]]()  # no label twice, whatever names there are
+    for (outcome, subscription), count in tally.totals.items():
+        if outcome in OUTCOMES:
+            deliveries[escape(subscription), outcome] += count
+    for labels, count in sorted(deliveries.items()):
+        family.add_metric(labels, count)
     yield family
-
-
-def _bounded(tally: Tally) -> Counter[tuple[str, str]]:
-    """Return counts by subscription and outcome; those that come late share a label."""
-    names = {subscription: None for name, subscription in tally.totals if name in OUTCOMES}
-    kept = set(list(names)[:SUBSCRIPTIONS])
-    counts = Counter[tuple[str, str]]()
-    for (name, subscription), count in tally.totals.items():
-        if name in OUTCOMES:
-            counts[escape(subscription) if subscription in kept else OTHERS, name] += count
-    return counts
 
 
 def _letters(groups: Sequence[LetterGroup]) -> Iterator[Metric]:

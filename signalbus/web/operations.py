@@ -15,7 +15,7 @@ from ..inspection import Inspection
 from .looks import Looks
 from .problems import Problem, Refused
 
-I = TypeVar("I", bound="Input")  # noqa: E741 - an input
+Given = TypeVar("Given", bound="Input")
 R = TypeVar("R")
 R_in = TypeVar("R_in", contravariant=True)
 
@@ -100,45 +100,45 @@ class Operation:
 
 def read(
     path: str,
-    input: type[I],  # noqa: A002
+    model: type[Given],
     shape: Writer[R],
-    answer: Callable[[Context, I], Awaitable[R]],
+    answer: Callable[[Context, Given], Awaitable[R]],
     summary: str,
 ) -> Operation:
     """Return an operation that changes nothing."""
-    repeated = _repeated(input)
+    repeated = _repeated(model)
 
     async def call(context: Context, in_path: Mapping[str, str], query: Query | bytes) -> Reply:
         assert not isinstance(query, bytes)
         given = {name: texts if name in repeated else _single(name, texts) for name, texts in query.items()}
-        return Reply(shape.dump(await answer(context, _checked(lambda: input.model_validate({**given, **in_path})))))
+        return Reply(shape.dump(await answer(context, _checked(lambda: model.model_validate({**given, **in_path})))))
 
-    return Operation(method="GET", path=path, summary=summary, input=input, results={200: shape}, answer=call)
+    return Operation(method="GET", path=path, summary=summary, input=model, results={200: shape}, answer=call)
 
 
 def change(
     path: str,
-    input: type[I],  # noqa: A002
+    model: type[Given],
     results: Mapping[int, Described],
-    answer: Callable[[Context, I], Awaitable[Reply]],
+    answer: Callable[[Context, Given], Awaitable[Reply]],
     summary: str,
 ) -> Operation:
     """Return an operation that changes something; its input is a JSON object."""
 
     async def call(context: Context, in_path: Mapping[str, str], body: Query | bytes) -> Reply:
         assert isinstance(body, bytes)
-        return await answer(context, _checked(lambda: _with_path(input.model_validate_json(body or b"{}"), in_path)))
+        return await answer(context, _checked(lambda: _with_path(model.model_validate_json(body or b"{}"), in_path)))
 
-    return Operation(method="POST", path=path, summary=summary, input=input, results=results, answer=call)
+    return Operation(method="POST", path=path, summary=summary, input=model, results=results, answer=call)
 
 
-def _with_path(given: I, in_path: Mapping[str, str]) -> I:
+def _with_path(given: Given, in_path: Mapping[str, str]) -> Given:
     return given.model_copy(update=dict(in_path)) if in_path else given
 
 
-def _repeated(input: type[Input]) -> frozenset[str]:  # noqa: A002
+def _repeated(model: type[Input]) -> frozenset[str]:
     """Return the members of the query that may come several times."""
-    properties: Mapping[str, Mapping[str, object]] = input.model_json_schema().get("properties", {})
+    properties: Mapping[str, Mapping[str, object]] = model.model_json_schema().get("properties", {})
     return frozenset(name for name, schema in properties.items() if schema.get("type") == "array")
 
 
@@ -148,7 +148,7 @@ def _single(name: str, texts: Sequence[str]) -> str:
     return texts[0]
 
 
-def _checked(validate: Callable[[], I]) -> I:
+def _checked(validate: Callable[[], Given]) -> Given:
     try:
         return validate()
     except ValidationError as error:

@@ -147,6 +147,14 @@ class DeadlineProtocol(H11Protocol):
         super().pause_writing()
         self._await_reader()
 
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`. The reader has read: what comes next is measured anew."""
+        super().resume_writing()
+        _cancel(self._reader)
+        self._reader = None
+        if not self._answering:
+            self._await_reader()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         super().connection_lost(exc)

@@ -14,6 +14,8 @@ from ..sessions import SessionReport, decode_report
 
 PUBLISHED = "published"
 OUTCOMES = ("delivered", "acked", "failed")
+SUBSCRIPTIONS = 500  # that are counted each for itself
+OTHERS = "(others)"
 
 #: What a session counted: signals it published, and deliveries by subscription and outcome.
 Counts = Counter[tuple[str, str]]
@@ -27,6 +29,7 @@ class Tally:
     totals: Counts = field(default_factory=Counts)
     rates: dict[str, float] | None = None
     _seen: dict[str, Counts] = field(default_factory=dict[str, Counts])
+    _names: set[str] = field(default_factory=set[str])
     _at: float | None = None
 
     def look(self, sessions: Sequence[SessionStatus], now: float) -> None:
@@ -46,7 +49,8 @@ class Tally:
         self._add(grown, now)
 
     def _add(self, grown: Counts, now: float) -> None:
-        self.totals += grown
+        for (name, subscription), count in grown.items():
+            self.totals[name, self._counted_as(subscription)] += count
         if self._at is not None and now > self._at:
             sums = Counter[str]()
             for (name, _), count in grown.items():
@@ -54,11 +58,22 @@ class Tally:
             self.rates = {name: sums[name] / (now - self._at) for name in (PUBLISHED, *OUTCOMES)}
         self._at = now
 
+    def _counted_as(self, subscription: str) -> str:
+        """Return a name to count under: those that come late share one, as there may be any number of them."""
+        if subscription not in self._names and len(self._names) >= SUBSCRIPTIONS:
+            return OTHERS
+        self._names.add(subscription)
+        return subscription
+
 
 def _counts(report: SessionReport) -> Counts:
     counts = Counts({_PUBLISHED: report.published})
     for service in report.subscriptions:
-        counts["delivered", service.name] += service.received
-        counts["acked", service.name] += service.acked
-        counts["failed", service.name] += service.failed
+        told = (service.received, service.acked, service.failed)
+        for outcome, count in zip(OUTCOMES, told, strict=True):
+            counts[outcome, str(service.name)] += _number(count)
     return counts
+
+
+def _number(told: object) -> int:
+    return told if isinstance(told, int) else 0  # another session's word: it may be anything

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Generator
 
@@ -15,8 +14,6 @@ from ..errors import ConfigError, NotPermitted
 from .access import Access
 from .closing import closing_of
 from .protocol import Config, Limits
-
-log = logging.getLogger(__name__)
 
 DEFAULT_LIMITS = Limits()
 
@@ -53,17 +50,16 @@ class WebServer:
         """
         closing = closing_of(self.app)
         closing.clear()
-        listening = await asyncio.to_thread(_bound, self._access)
-        self.port = listening.getsockname()[1]
-        server = self._server = _Server(Config(self.app, self._limits), self.ready)
-        running = asyncio.create_task(server.serve(sockets=[listening]), name="web/server")
-        try:
-            await asyncio.shield(running)
-        finally:
-            self.ready.clear()
-            closing.set()
-            await _ended(server, running)
-            listening.close()
+        with await _listening(self._access) as listening:
+            self.port = listening.getsockname()[1]
+            server = self._server = _Server(Config(self.app, self._limits), self.ready)
+            running = asyncio.create_task(server.serve(sockets=[listening]), name="web/server")
+            try:
+                await asyncio.shield(running)
+            finally:
+                self.ready.clear()
+                closing.set()
+                await _ended(server, running)
 
 
 class _Server(uvicorn.Server):
@@ -101,14 +97,15 @@ async def _ended(server: _Server, running: asyncio.Task[None]) -> None:
         raise error
 
 
-def _bound(access: Access) -> socket.socket:
+async def _listening(access: Access) -> socket.socket:
+    """Return a socket that is bound; of several addresses, to one of IPv4, as ``localhost`` means to most."""
+    loop = asyncio.get_running_loop()
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            access.host, access.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
+        found = await loop.getaddrinfo(access.host, access.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigError(f"cannot listen on {access.host}: {error}") from error
+    family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setblocking(False)

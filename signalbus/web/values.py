@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+import orjson
 from pydantic import ConfigDict, TypeAdapter
 
 from ..brokers.base import QueueInfo
@@ -19,6 +20,8 @@ from ..liveness import SubscriberSession, SubscriptionStatus
 from ..trace.listing import Candidate
 
 T = TypeVar("T")
+
+_DELETE = b"\x7f"  # the one control character that JSON leaves as it is
 
 #: How values are written. Members that are not known are ignored, so that a newer daemon can add some.
 WIRE = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_timedelta="float")
@@ -56,8 +59,14 @@ class Plain:
 
 def written(plain: object) -> bytes:
     """Return plain data as JSON on one line."""
-    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return escape_json(text.encode("utf-8", "replace").decode()).encode()
+    try:
+        body = orjson.dumps(plain)  # twenty times as fast, which counts for a dead letter of some megabytes
+    except TypeError:  # integers beyond 64 bits, or text that is no Unicode
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        body = text.encode("utf-8", "replace")
+    if body.isascii() and _DELETE not in body:
+        return body
+    return escape_json(body.decode()).encode()
 
 
 AUDIT = Shape(TypeAdapter(tuple[Sequence[AuditEntry]], config=WIRE))

@@ -111,3 +111,9 @@ def test_a_token_file_that_is_missing_empty_or_open_to_all_is_named(tmp_path: Pa
     path.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         Access.read(token_file=path, environment={})
+
+
+def test_further_names_come_from_the_environment() -> None:
+    access = Access.read(environment={"SIGNALBUS_HOSTS": " Router, bus.example,,"})
+    assert access.names == {"router", "bus.example"}
+    assert access.knows("ROUTER")

@@ -149,6 +149,13 @@ async def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:
     await writer.wait_closed()
 
 
+async def test_asking_for_the_head_only_is_no_stream(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        answer = await get(here.port, "/api/v1/events", method="HEAD")
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert (await get(here.port, "/metrics")).body.count(b"signalbus_event_streams 0.0") == 1
+
+
 async def test_only_so_many_read_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events.Streams.__init__, "__defaults__", (2,))
     async with world(tmp_path, rhythm=FAST) as here:

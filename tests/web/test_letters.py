@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from signalbus.deadletters import LetterState
+from signalbus.deadletters import LetterPage, LetterQuery, LetterState
 from tests.trace.examples import HOSTILE
 from tests.web.ask import Answer, get, post
 from tests.web.fakes import FakeLetters, letter
@@ -189,6 +190,19 @@ async def test_a_question_that_cannot_be_read_is_422_with_the_place(tmp_path: Pa
         details = answer.json["details"]
         assert isinstance(details, list)
         assert details[0]["where"] == where
+
+
+async def test_an_answer_that_takes_too_long_is_504(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(query: LetterQuery) -> LetterPage:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("signalbus.web.app.REQUEST_SECONDS", 0.1)
+    async with world(tmp_path) as here:
+        monkeypatch.setattr(here.letters, "page", hang)
+        answer = await get(here.port, BASE)
+        assert (answer.status, answer.json["type"]) == (504, "TimeoutError")
+        assert answer.json["advice"]
 
 
 async def test_what_is_not_there_is_404(tmp_path: Path) -> None:

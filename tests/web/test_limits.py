@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from signalbus.errors import ConfigError
@@ -150,21 +150,28 @@ async def test_a_reader_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
 
 
 async def test_a_reader_that_is_slow_but_reads_gets_it_all(tmp_path: Path) -> None:
-    async def much(request: Request) -> Response:
-        return Response(b"x" * LARGE)
+    async def at_once(request: Request) -> Response:
+        return Response(b"x" * LARGE, headers={"connection": "close"})
 
-    pages = [Route("/much", much)]
-    async with (
-        world(tmp_path, limits=Limits(reader_seconds=0.3), pages=pages) as here,
-        connection(here) as (reader, writer),
-    ):
-        writer.write(head("GET", "/much", {"host": "localhost"}))
-        await reader.readuntil(b"\r\n\r\n")
-        read, began = 0, time.monotonic()
-        while read < LARGE:
-            read += len(await reader.readexactly(min(1 << 20, LARGE - read)))
-            await asyncio.sleep(0.03)
-        assert time.monotonic() - began > 0.6  # longer than a reader may stand still
+    async def in_pieces(request: Request) -> Response:
+        return StreamingResponse(_pieces(), headers={"connection": "close", "content-length": str(LARGE)})
+
+    async def _pieces() -> AsyncGenerator[bytes]:
+        for _ in range(0, LARGE, 1 << 16):
+            yield b"x" * (1 << 16)
+
+    pages, limits = [Route("/at-once", at_once), Route("/in-pieces", in_pieces)], Limits(reader_seconds=0.3)
+    async with world(tmp_path, limits=limits, pages=pages) as here:
+        for path in ("/at-once", "/in-pieces"):
+            async with connection(here) as (reader, writer):
+                writer.write(head("GET", path, {"host": "localhost"}))
+                await reader.readuntil(b"\r\n\r\n")
+                began = time.monotonic()
+                for _ in range(LARGE >> 20):
+                    await reader.readexactly(1 << 20)
+                    await asyncio.sleep(0.03)
+                assert time.monotonic() - began > 0.6  # longer than a reader may stand still
+                assert await reader.read() == b""
 
 
 async def _gone(here: World) -> None:

@@ -43,7 +43,8 @@ async def test_a_bus_on_rabbitmq_is_looked_at(amqp_url: str, tmp_path: Path, mon
             async with asyncio.timeout(DEADLINE):
                 while True:
                     found = samples(await get(server.port, "/metrics"))
-                    if found.get(("signalbus_deliveries_total", "outcome=acked,subscription=billing")) == 3:
+                    acked = found.get(("signalbus_deliveries_total", "outcome=acked,subscription=billing"))
+                    if acked == 3 and found["signalbus_subscriptions", ""] == 1:
                         break
                     await asyncio.sleep(0.05)
             assert found["signalbus_published_total", ""] == 3

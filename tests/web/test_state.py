@@ -18,8 +18,7 @@ from signalbus.sessions import ServiceReport, SessionInfo, SessionReport, encode
 from signalbus.signals import utc_now
 from signalbus.trace.listing import StoreStats
 from signalbus.web.looks import Look
-from signalbus.web.metrics import OTHERS, SUBSCRIPTIONS
-from signalbus.web.rates import Tally
+from signalbus.web.rates import OTHERS, SUBSCRIPTIONS, Tally
 from tests.trace.examples import HOSTILE
 from tests.web.ask import DEADLINE, Answer, get
 from tests.web.fakes import FakeLetters, letter
@@ -102,11 +101,13 @@ async def test_the_numbers_are_those_of_the_bus(tmp_path: Path, monkeypatch: pyt
 
 
 async def _once_told(here: World) -> Samples:
-    """Scrape until sessions have told of everything: a handler counts what it acked a moment later."""
+    """Scrape until looks are made anew, and sessions have told of everything."""
     async with asyncio.timeout(DEADLINE):
         while True:
             found = await scraped(here)
-            if found.get(("signalbus_deliveries_total", "outcome=acked,subscription=billing"), 0) == 4:
+            acked = found.get(("signalbus_deliveries_total", "outcome=acked,subscription=billing"))
+            seen = ("signalbus_queue_consumers", "subscription=billing") in found
+            if acked == 4 and seen and found["signalbus_ledger_facts", ""] > 0:
                 return found
             await asyncio.sleep(0.02)
 
@@ -307,3 +308,20 @@ def test_sums_never_shrink_when_sessions_end_fall_silent_or_begin_anew() -> None
     assert tally.totals["published", ""] == 2 + 10
     assert tally.rates is not None
     assert tally.rates["published"] == 0
+
+
+def test_any_number_of_names_and_any_report_keep_sums_bounded_and_right() -> None:
+    tally = Tally()
+    info = said("a", 0, 0).info
+    for number in range(0, 3 * SUBSCRIPTIONS, 100):
+        services = tuple(
+            ServiceReport(name=f"sub-{each}", concurrency=1, in_flight=0, acked=2)
+            for each in range(number, number + 100)
+        )
+        report = encode_report(SessionReport(subscriptions=services))
+        tally.look([SessionStatus(info=replace(info, id=str(number)), report=report)], number)
+    assert len(tally.totals) < 3 * (SUBSCRIPTIONS + 2)
+    assert sum(count for (name, _), count in tally.totals.items() if name == "acked") == 2 * (3 * SUBSCRIPTIONS - 100)
+    strange = b'{"subscriptions": [{"name": 7, "concurrency": 1, "in_flight": 0, "acked": "many"}], "responders": []}'
+    tally.look([SessionStatus(info=info, report=strange)], 1e9)
+    assert tally.rates is not None

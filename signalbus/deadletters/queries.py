@@ -5,9 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import cast
-
-import orjson
+from typing import NamedTuple, cast
 
 from ..delivery import DeadReason
 from ..errors import ConfigError
@@ -33,25 +31,18 @@ _REPLAYS = (
 def groups(connection: sqlite3.Connection, query: LetterQuery) -> list[LetterGroup]:
     """See `DeadLetters.groups`."""
     where = fitting(connection, query)
-    counts = connection.execute(
+    parts: dict[str, list[_Part]] = {}
+    # In the order of its index: counted as it is read, without the rows themselves.
+    for cluster, *part in connection.execute(
         where.within(
-            "SELECT cluster, state, count(*), min(died), json_group_array(DISTINCT type) FROM letters"
-            " WHERE <condition> GROUP BY cluster, state"
+            "SELECT cluster, state, type, count(*), min(died), max(died) FROM letters"
+            " WHERE <condition> GROUP BY cluster, state, type"
         ),
         where.values,
-    ).fetchall()
-    # With one aggregate, SQLite takes the other columns from the row that has the maximum.
-    newest = connection.execute(
-        where.within(
-            "SELECT cluster, subscription, reason, error, place, detail, max(died) FROM letters"
-            " WHERE <condition> GROUP BY cluster ORDER BY max(died) DESC, cluster"
-        ),
-        where.values,
-    ).fetchall()
-    parts: dict[str, list[tuple[object, ...]]] = {}
-    for cluster, *part in counts:
-        parts.setdefault(cluster, []).append(tuple(part))
-    return [_group(row, parts[row[0]]) for row in newest]
+    ):
+        parts.setdefault(cluster, []).append(_Part(*part))
+    found = [_group(connection, cluster, each, where) for cluster, each in parts.items()]
+    return sorted(found, key=lambda group: (group.newest, group.id), reverse=True)
 
 
 def page(connection: sqlite3.Connection, query: LetterQuery) -> LetterPage:
@@ -166,21 +157,36 @@ def _summary(row: Sequence[object]) -> LetterSummary:
     )
 
 
-def _group(newest: Sequence[object], parts: Sequence[tuple[object, ...]]) -> LetterGroup:
-    cluster, subscription, reason, error, place, detail = cast("tuple[str, ...]", tuple(newest[:6]))
-    types: set[str] = set()
+class _Part(NamedTuple):
+    """The letters of a group that are in one state, and of one type."""
+
+    state: str
+    type: str
+    number: int
+    oldest: float
+    newest: float
+
+
+def _group(connection: sqlite3.Connection, cluster: str, parts: Sequence[_Part], where: Condition) -> LetterGroup:
+    newest = max(part.newest for part in parts)
+    last = where & Condition("cluster = ? AND died = ?", (cluster, newest))
+    subscription, reason, error, place, detail = connection.execute(
+        last.within("SELECT subscription, reason, error, place, detail FROM letters WHERE <condition> LIMIT 1"),
+        last.values,
+    ).fetchone()
+    counts: dict[LetterState, int] = {}
     for part in parts:
-        types.update(orjson.loads(cast("str", part[3])))
+        counts[LetterState(part.state)] = counts.get(LetterState(part.state), 0) + part.number
     return LetterGroup(
         id=cluster,
         subscription=subscription,
         reason=reason_of(reason),
         error=error,
         place=place,
-        counts={LetterState(str(part[0])): cast("int", part[1]) for part in parts},
-        types=tuple(sorted(types)[:MAX_TYPES]),
-        oldest=_moment(min(cast("float", part[2]) for part in parts)),
-        newest=_moment(newest[6]),
+        counts=counts,
+        types=tuple(sorted({part.type for part in parts})[:MAX_TYPES]),
+        oldest=_moment(min(part.oldest for part in parts)),
+        newest=_moment(newest),
         sample=detail,
     )
 

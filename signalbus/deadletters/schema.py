@@ -43,7 +43,8 @@ CREATE TABLE letters (
     queue INTEGER, copy INTEGER
 );
 CREATE INDEX letters_died ON letters (died, number);
-CREATE INDEX letters_cluster ON letters (cluster);
+-- Has all that groups are counted from.
+CREATE INDEX letters_cluster ON letters (cluster, state, type, died);
 CREATE INDEX letters_signal ON letters (signal);
 CREATE INDEX letters_content ON letters (content);
 CREATE INDEX letters_replay ON letters (replay, state) WHERE replay <> '';

@@ -362,8 +362,8 @@ class RabbitBroker:
         return await self._control.exists(self._replaying.queue(subscription), timeout)
 
     def _drain(self, queue: Queue, keep: Keep, together: int, drained: asyncio.Event | None = None) -> Drain:
-        link, cap = self._consume_link, self._url.backoff_cap
-        return Drain(link, queue, keep, together=together, backoff_cap=cap, drained=drained)
+        link, control, cap = self._consume_link, self._control, self._url.backoff_cap
+        return Drain(link, control, queue, keep, together=together, backoff_cap=cap, drained=drained)
 
     # State
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from aiormq.abc import AbstractConnection
 from pamqp import commands
 
-from ...errors import BrokerError
+from ...errors import BrokerError, ConfigError
 from ..base import StoredDeadLetter
 from . import wire
 from .connection import Backoff, Link
-from .control import apply
+from .control import Control
 from .deliveries import consume
 from .driver import DriverFailure, call, close_quietly, on_closed
 from .lane import Received
@@ -47,6 +47,7 @@ class Drain:
     def __init__(
         self,
         link: Link,
+        control: Control,
         queue: Queue,
         keep: Keep,
         *,
@@ -56,6 +57,7 @@ class Drain:
     ) -> None:
         self.drained = drained or asyncio.Event()
         self._link = link
+        self._control = control
         self._queue = queue
         self._keep = keep
         self._together = together
@@ -66,8 +68,10 @@ class Drain:
         clock = asyncio.get_running_loop().time
         while True:
             try:
+                # Not over the link that consumes: a refusal may cost it all that is on it.
+                await self._control.run([self._queue], STEP_SECONDS)
                 await self._empty(await self._link.wait_up(clock() + STEP_SECONDS))
-            except (DriverFailure, BrokerError) as error:
+            except (DriverFailure, BrokerError, ConfigError) as error:
                 log.warning("%s is not emptied for now: %s", self._queue.name, error)
             self._backoff.ended(clock())
             counters["drains_lost"] += 1
@@ -91,7 +95,6 @@ class Drain:
         on_closed(channel, over)
         channel.on_consumer_cancel_callbacks.add(cancelled)
         try:
-            await apply(channel, [self._queue])
             await call(channel.basic_qos(prefetch_count=self._together), STEP_SECONDS)
             await consume(channel, self._queue.name, arrive)
             self.drained.set()

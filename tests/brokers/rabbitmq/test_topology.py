@@ -13,7 +13,7 @@ CLASSIC = Topology("signalbus", "classic")
 
 
 def _queues(topology: Topology) -> list[Queue]:
-    declarations = [*topology.base(), topology.subscription("billing"), *topology.delay_step(8)]
+    declarations = [*topology.base(), topology.subscription("billing"), topology.words(), *topology.delay_step(8)]
     return [declaration for declaration in declarations if isinstance(declaration, Queue)]
 
 
@@ -53,6 +53,13 @@ def test_dead_letters_can_be_looked_at_any_number_of_times() -> None:
     limit = dead.arguments["x-delivery-limit"]
     assert isinstance(limit, int)
     assert limit > 10**9
+
+
+def test_routers_are_told_as_if_they_were_a_session_and_by_a_queue_that_outlives_them() -> None:
+    words = QUORUM.words()
+    assert words.name == QUORUM.inbox("router")
+    assert not words.exclusive
+    assert words.arguments["x-max-length-bytes"]
 
 
 def test_a_temporary_queue_is_exclusive_and_new_each_time() -> None:

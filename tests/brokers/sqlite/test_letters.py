@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from signalbus.brokers.base import SubscriptionSpec
-from signalbus.brokers.sqlite import SqliteBroker, replays
+from signalbus.brokers.sqlite import SqliteBroker, replays, writer
 from signalbus.brokers.sqlite.clock import Clock
 from signalbus.brokers.sqlite.consumer import SqliteConsumer
 from signalbus.brokers.sqlite.records import pack, pack_history, seal
@@ -93,15 +93,14 @@ async def test_what_was_replayed_or_discarded_is_not_peeked_at_any_more(place: P
         assert [each.signal.id for each in await broker.dead_letters(10, SECONDS)] == peeked
 
 
-async def test_a_replay_wakes_a_subscriber_in_another_process_at_once(place: Place) -> None:
+async def test_a_replay_wakes_a_subscriber_in_another_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_POLL_SECONDS", 3_600.0)  # who is not told finds it too late
     serving, consumer = await place.serving()
     await bury(serving, consumer, 1)
     other = await place.open()
     async with letters_of(other) as letters:
-        started = time.monotonic()
         replay = await letters.replay(LetterQuery(), by="ann", rate=100.0)
         [incoming] = await receive(consumer)
-        assert time.monotonic() - started < 0.4  # else it was found by looking
         assert (await progress(letters, replay)).pending == 1
         await consumer.settle(incoming, ACK)
         assert (await progress(letters, replay)).acked == 1
@@ -315,12 +314,12 @@ def _many(connection: sqlite3.Connection, count: int) -> None:
 
 
 async def _seconds(ask: Callable[[], Awaitable[object]]) -> float:
-    """The best of three: others use this machine as well."""
+    """The processor's time, the least of three: others use this machine as well."""
     times: list[float] = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         await ask()
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     return min(times)
 
 

@@ -15,6 +15,7 @@ from aiormq.abc import AbstractChannel
 from pamqp import commands
 
 from signalbus import Bus
+from signalbus.errors import BrokerError, ConfigError
 from signalbus.ledger import Batch, Origin, encode
 from signalbus.ledger.facts import Row
 from signalbus.router.daemon import Router
@@ -126,7 +127,10 @@ async def stored(path: Path) -> int:
     def count() -> int:
         if not path.exists():
             return 0
-        store = SqliteStore(path, read_only=True)
+        try:
+            store = SqliteStore(path, read_only=True)
+        except (ConfigError, BrokerError):
+            return 0  # it is just being made
         try:
             return store.stats().facts
         finally:

@@ -205,13 +205,13 @@ async def test_who_is_asked_to_stop_stores_and_acknowledges_what_it_took(
         assert go_on.wait(10)
         kept(batches)
 
-    broker.append([batch(number) for number in range(100)])
-    await wait_until(lambda: _has_ready(raw, 100))
+    broker.append([batch(number) for number in range(50)])
+    await wait_until(lambda: _has_ready(raw, 50))
     async with collecting(broker, slowly):
         assert await asyncio.to_thread(storing.wait, 10)
         await wait_until(lambda: _has_ready(raw, 0))
         asyncio.get_running_loop().call_later(0.2, go_on.set)
-    assert kept.signals == named(*range(100))
+    assert kept.signals == named(*range(50))
     await broker.aclose()
     assert await _has_ready(raw, 0)
 

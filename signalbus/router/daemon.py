@@ -174,6 +174,7 @@ class Router:
                     await self._quietly(self._store.check)
                 if self._store.trouble != before:
                     self._role_changed()
+                self._ends.stir()  # trouble may have come and gone meanwhile
         finally:
             await asyncio.to_thread(self._store.close)
 

@@ -15,6 +15,8 @@ CARRY_BATCHES = 40  # at a time: beyond that, the event loop has its turn first
 class Bookkeeper:
     """Carries facts from ``recorder`` to ``broker`` from `begin` until `close`. On the event loop."""
 
+    # A timer, and no child of the bus' supervisor: what is wrong with the ledger must never give the bus up.
+
     def __init__(self, recorder: Recorder, broker: Broker) -> None:
         self._recorder = recorder
         self._broker = broker

@@ -26,6 +26,8 @@ TINY = Sizes(
     kills=1,
     killed_together=4,
     cycles=10,
+    facts=2_000,
+    router_seconds=2,
 )
 
 
@@ -159,3 +161,13 @@ async def test_rabbitmq_benchmarks_run(amqp_url: str, tmp_path: Path, monkeypatc
     for peer, names in (("aio-pika", contests), ("aio-pika RPC", calls)):
         for name in names:
             assert {"signalbus", peer} <= {row["contestant"] for row in found[name]}
+
+
+@pytest.mark.rabbitmq
+async def test_router_benchmarks_run(amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNALBUS_TEST_AMQP_URL", amqp_url)
+    document = tmp_path / "found.json"
+    assert await measure(TINY, 1, ("ledger.collect", "ledger.router"), tmp_path, document, with_rabbitmq=True) == 0
+    found = rows_of(document)
+    assert set(found) == {"ledger.collect", "ledger.collect_cpu", "ledger.router_memory"}
+    assert [row["contestant"] for row in found["ledger.router_memory"]] == ["at 100%", "at 50%", "at 10%"]

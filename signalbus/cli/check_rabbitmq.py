@@ -53,6 +53,11 @@ def _findings(drifts: Sequence[Drift], queues: int) -> Iterator[Finding]:
         yield Finding(check="policies", found=f"and {len(drifts) - SHOWN} more of that kind", state=State.WARNING)
 
 
+class _Unredirected(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object, **__: object) -> None:
+        """Follow no redirect."""
+
+
 def _usual(server: str) -> str:
     """Return where a server's management API usually is."""
     parts = urlsplit(server)
@@ -71,8 +76,10 @@ def _queues(base: str, server: str) -> list[Mapping[str, object]]:
     request = urllib.request.Request(f"{place}/api/queues/{vhost}?columns={COLUMNS}")  # noqa: S310 - checked above
     who = f"{unquote(named.username or 'guest')}:{unquote(named.password or 'guest')}"
     request.add_header("Authorization", f"Basic {base64.b64encode(who.encode()).decode()}")
-    with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310 - checked above
-        read = cast("object", json.loads(answer.read(MOST_BYTES)))
+    # The password goes nowhere else: neither through a proxy nor where the answer may point to.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Unredirected)
+    with opener.open(request, timeout=SECONDS) as answer:
+        read: object = json.loads(answer.read(MOST_BYTES))
     if not isinstance(read, list):
         raise ValueError("the answer is no list of queues")
-    return [queue for queue in read if isinstance(queue, dict)]
+    return [cast("Mapping[str, object]", each) for each in cast("list[object]", read) if isinstance(each, dict)]

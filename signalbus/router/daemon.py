@@ -91,8 +91,10 @@ class Router:
 
     @property
     def role(self) -> CollectorState:
-        """Whether this router is the one that stores."""
-        return self._collector.state if self._collector is not None else CollectorState.AWAY
+        """Whether this router is the one that stores; none is while its store has trouble."""
+        if self._collector is None or self._store.trouble:
+            return CollectorState.AWAY
+        return self._collector.state
 
     async def serve(self) -> None:
         """Collect until this is cancelled; then what was taken is stored and acknowledged, within ``drain_timeout``.
@@ -180,9 +182,13 @@ class Router:
             await self._quietly(self._store.open)
             opened.set()
             while True:
+                before = self._store.trouble
                 await asyncio.sleep(CHECK_SECONDS)
                 if self._store.trouble:
                     await self._quietly(self._store.check)
+                if self._store.trouble != before:
+                    self._role_changed()
+                self._ends.stir()  # trouble may have come and gone meanwhile
         finally:
             await asyncio.to_thread(self._store.close)
 

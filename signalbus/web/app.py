@@ -42,11 +42,15 @@ def create_app(
     pages: Sequence[BaseRoute] = (),
     login_page: LoginPage = refuse_plainly,
     *,
+    looks: Looks | None = None,
     rhythm: Rhythm = DEFAULT_RHYTHM,
     crowd: int = REQUESTS,
 ) -> Starlette:
-    """Return the application. ``pages``: further routes, behind the same checks; ``login_page``: for a wrong token."""
-    looks, streams = Looks(inspection), Streams()
+    """Return the application. ``pages``: further routes, behind the same checks; ``login_page``: for a wrong token.
+
+    ``looks`` are shared with whoever else looks at the same bus.
+    """
+    looks, streams = looks or Looks(inspection), Streams()
     app = Starlette(
         routes=[
             *(_route(operation, inspection, looks) for operation in OPERATIONS),

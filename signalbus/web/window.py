@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from ..brokers.base import BrokerState
@@ -15,6 +15,7 @@ from ..inspection import Inspection
 from ..supervision import Supervisor
 from .access import Access
 from .app import create_app
+from .looks import Looks
 from .pages import login_page, page_routes
 from .serve import WebServer
 
@@ -23,7 +24,14 @@ log = logging.getLogger(__name__)
 
 def make_window(inspection: Inspection, access: Access) -> WebServer:
     """Return what serves the API and the page; `as_child` runs it."""
-    return WebServer(create_app(inspection, access, page_routes(inspection), login_page), access)
+    looks = Looks(inspection)
+
+    async def rates() -> Mapping[str, float] | None:
+        await looks.sessions()
+        return looks.tally.rates
+
+    pages = page_routes(inspection, rates)
+    return WebServer(create_app(inspection, access, pages, login_page, looks=looks), access)
 
 
 def as_child(server: WebServer) -> ChildSpec:

@@ -885,6 +885,7 @@ async def what_is_there_can_be_seen(world: World) -> None:
         assert stats.publisher.published == 3
         assert stats.subscriptions["work"].in_flight == 1
         assert stats.broker.state == "up"
+        assert [(child.name, child.state.value, child.restarts) for child in stats.children] == [("work", "running", 0)]
         release.set()
         await world.wait_empty(bus, "work")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from signalbus import Bus
+from signalbus.cli import check_rabbitmq
 from signalbus.testing.ports import free_port
 from signalbus.testing.rabbitmq import PrivateNode, find_server
 from signalbus.trace.store import SqliteStore
@@ -105,3 +108,28 @@ async def test_row_41_a_policy_behind_our_back_is_told(tmp_path: Path) -> None:
 
         await wait_until(told, 30)
         await asyncio.to_thread(findings, tmp_path, *words, code=6, url=node.url())
+
+
+def test_the_password_of_the_broker_follows_no_redirect() -> None:
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(f"{self.path} {self.headers['Authorization']}")
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{server.server_port}/stolen")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    try:
+        with pytest.raises(OSError, match="302"):
+            check_rabbitmq._queues(f"http://127.0.0.1:{server.server_port}", "amqp://user:secret@h/")
+    finally:
+        server.shutdown()
+        server.server_close()
+        serving.join()
+    assert [each.split()[0].partition("?")[0] for each in asked] == ["/api/queues/%2F"]

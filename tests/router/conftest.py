@@ -15,7 +15,7 @@ from aiormq.abc import AbstractChannel
 from pamqp import commands
 
 from signalbus import Bus
-from signalbus.errors import ConfigError, StorageError
+from signalbus.errors import BrokerError, ConfigError
 from signalbus.ledger import Batch, Origin, encode
 from signalbus.ledger.facts import Row
 from signalbus.router.daemon import Router
@@ -131,10 +131,12 @@ async def stored(path: Path) -> int:
     """Return how many facts a store has; 0 if there is none yet."""
 
     def count() -> int:
+        if not path.exists():
+            return 0
         try:
             store = SqliteStore(path, read_only=True)
-        except (ConfigError, StorageError):
-            return 0  # it is not there, or being made
+        except (ConfigError, BrokerError):
+            return 0  # it is just being made
         try:
             return store.stats().facts
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from signalbus.errors import ConfigError
 from signalbus.router.settings import RouterSettings, Value, read_settings
 
+ROOT = Path(__file__).parents[2]
 SECRET = "canary-7f3a-of-16-or-more"
 FULL = """
 url = "amqp://user:{secret}@rabbit/vhost"
@@ -154,3 +157,17 @@ def test_row_98_secrets_are_in_no_text_made_of_the_settings(file: Path) -> None:
     assert SECRET not in shown
     assert settings.shown()["token"] == "***"
     assert settings.shown()["url"] == "amqp://user:***@rabbit/vhost"
+
+
+def test_the_settings_in_the_documentation_are_those_there_are(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "router.md").read_text()
+    [block] = re.findall(r'^```toml title="router\.toml"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "router.toml"
+    path.write_text(block)
+    settings = read_settings(path, {})
+    assert set(tomllib.loads(block)) == {each.name for each in fields(RouterSettings)} - {"token"}
+    defaults = RouterSettings()
+    for name in ("keep_days", "keep_mib", "connect_timeout", "drain_timeout"):
+        assert getattr(settings, name) == getattr(defaults, name)
+    for name in tomllib.loads(block):
+        assert f"`SIGNALBUS_{name.upper()}`" in page

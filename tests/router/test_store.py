@@ -242,11 +242,17 @@ def test_a_closed_store_says_so_and_can_be_opened_again(tmp_path: Path) -> None:
     store = RouterStore(tmp_path / "ledger.db")
     with pytest.raises(BrokerUnavailable, match="not open"):
         store.append([])
-    store.open()
-    store.open()
-    assert store.append([Teller().batch()]) == 240
-    store.close()
-    store.close()
+    for facts in (240, 480):
+        store.open()
+        store.open()
+        opened = store._store
+        assert store.append([Teller().batch()]) == 240
+        assert store._store is opened  # nothing was taken for moved
+        store.close()
+        store.close()
+        read = SqliteStore(tmp_path / "ledger.db", read_only=True)
+        assert read.stats().facts == facts
+        read.close()
 
 
 async def test_a_router_needs_a_broker_that_keeps_no_ledger(tmp_path: Path) -> None:

@@ -128,9 +128,25 @@ class Collector:
     async def _store_all(self, arrivals: Arrivals) -> None:
         while (group := await arrivals.next()) is not None:
             if group.batches:
-                await asyncio.to_thread(self._store, group.batches)
+                await self._stored(group.batches)
             arrivals.ack(group)
-            self._counters["facts_collected"] += sum(len(batch.rows) for batch in group.batches)
+
+    async def _stored(self, batches: Sequence[Batch]) -> None:
+        """Store batches; one on which the store stumbles is dropped, or it would hold up all others for ever."""
+        facts = sum(len(batch.rows) for batch in batches)
+        try:
+            await asyncio.to_thread(self._store, batches)
+            self._counters["facts_collected"] += facts
+        except BrokerError:
+            raise
+        except Exception as error:
+            # Facts come from other processes, and other versions; what nobody foresaw of them is a bug of ours.
+            if len(batches) > 1:
+                for batch in batches:
+                    await self._stored([batch])
+                return
+            self._counters["facts_unreadable"] += facts
+            log.critical("%d facts of %s cannot be stored and are dropped", facts, batches[0].origin, exc_info=error)
 
     async def _drain(self, arrivals: Arrivals, storing: asyncio.Task[None]) -> None:
         """Let what was taken be stored and acknowledged. What cannot be goes back."""

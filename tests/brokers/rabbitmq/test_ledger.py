@@ -101,6 +101,27 @@ async def test_a_message_that_holds_no_facts_is_dropped_and_counted(brokers: Bro
     assert broker.health().counters["facts_unreadable"] == 1
 
 
+async def test_a_batch_on_which_the_store_stumbles_holds_up_no_other(
+    brokers: Brokers, raw: AbstractChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, kept = await brokers.open(), Kept()
+
+    def stumble(batches: Sequence[Batch]) -> None:
+        if batch(7) in batches:
+            raise OverflowError("a bug of ours")
+        kept(batches)
+
+    broker.append([batch(number) for number in range(20)])
+    await wait_until(lambda: _has_ready(raw, 20))
+    async with collecting(broker, stumble):
+        await wait_until(lambda: _is_empty(raw))
+        await eventually(lambda: len(kept.signals) == 19)
+    assert kept.signals == named(*(number for number in range(20) if number != 7))
+    health = broker.health()
+    assert (health.counters["facts_unreadable"], health.counters.get("collections_lost", 0)) == (1, 0)
+    assert "cannot be stored and are dropped" in caplog.text
+
+
 async def test_collecting_and_telling_survive_the_loss_of_the_connection(brokers: Brokers, proxy: FaultProxy) -> None:
     broker, kept = await brokers.open(proxy.url_for(brokers.url)), Kept()
     async with collecting(broker, kept):
@@ -184,13 +205,13 @@ async def test_who_is_asked_to_stop_stores_and_acknowledges_what_it_took(
         assert go_on.wait(10)
         kept(batches)
 
-    broker.append([batch(number) for number in range(100)])
-    await wait_until(lambda: _has_ready(raw, 100))
+    broker.append([batch(number) for number in range(50)])
+    await wait_until(lambda: _has_ready(raw, 50))
     async with collecting(broker, slowly):
         assert await asyncio.to_thread(storing.wait, 10)
         await wait_until(lambda: _has_ready(raw, 0))
         asyncio.get_running_loop().call_later(0.2, go_on.set)
-    assert kept.signals == named(*range(100))
+    assert kept.signals == named(*range(50))
     await broker.aclose()
     assert await _has_ready(raw, 0)
 

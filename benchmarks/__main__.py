@@ -18,6 +18,7 @@ from signalbus.testing.rabbitmq import PrivateNode, find_server
 
 from . import calls, crowd, embedded, idle, ledger, liveness, memory, queued, rabbitmq
 from .figures import Benchmark
+from .markdown import insert
 from .plan import LONG_CYCLES, LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
 from .runner import run
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, default=_LATEST, metavar="PATH", help="(default %(default)s)")
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw what was measured, as PNG")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="put the figures into this page")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="for databases")
     parser.add_argument("--no-rabbitmq", action="store_true", help="the embedded broker only")
     options = parser.parse_args(arguments)
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .plots import draw
 
         draw(options.json, options.plots)
+    if options.markdown is not None and options.json.exists():
+        insert(options.json, options.markdown)
     return code
 
 

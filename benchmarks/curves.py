@@ -34,6 +34,12 @@ MATCHING = (1, 2, 4, 8, 16)
 OTHERS = {"SQLite": (0, 10, 100, 1_000), "RabbitMQ": (0, 10, 100)}
 PATTERNS = (1, 10, 100, 300)
 SESSIONS = (0, 5, 20, 50)
+TITLES = {
+    "matching": "subscriptions that match",
+    "others": "subscriptions that do not match",
+    "patterns": "patterns of the one that matches",
+    "sessions": "other sessions",
+}
 REMOVE_SECONDS = 60.0
 
 
@@ -138,8 +144,9 @@ def draw(points: Sequence[Point], file: Path) -> None:
         for place_, curve in zip(row, CURVES, strict=True):
             found = [point for point in points if (point.broker, point.curve) == (broker, curve)]
             place_.plot([point.x for point in found], [point.cpu_us for point in found], "o-", color="#0b6e4f")
-            place_.set_ylim(bottom=0)
-            place_.set_title(f"{broker}: {curve}", fontsize=9)
+            place_.set_ylim(0, 1.3 * max(point.cpu_us for point in found))
+            place_.set_title(broker, fontsize=9)
+            place_.set_xlabel(TITLES[curve], fontsize=8)
             place_.set_ylabel("µs of CPU a publish", fontsize=8)
             place_.tick_params(labelsize=8)
     figure.tight_layout()
@@ -151,11 +158,15 @@ def main() -> None:
     """Measure, and write what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--again", action="store_true", help="only draw what the JSON has")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
-    points = asyncio.run(measure(os.environ.get("SIGNALBUS_TEST_AMQP_URL"), options.directory))
-    options.json.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n", encoding="utf-8")
+    if options.again:
+        points = [Point(**fields) for fields in json.loads(options.json.read_text(encoding="utf-8"))]
+    else:
+        points = asyncio.run(measure(os.environ.get("SIGNALBUS_TEST_AMQP_URL"), options.directory))
+        options.json.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n", encoding="utf-8")
     if options.plot is not None:
         draw(points, options.plot)
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 from celery import Celery as App
-from celery.worker import state
+from celery.worker import WorkController, state
 
 from ..pace import Cost, Pace
 from .base import LAST_ACKS_SECONDS, PREFETCH, THREADS, Place
@@ -50,7 +50,7 @@ class Celery:
         await self.publish(count, body, THREADS)
         self._pace = Pace(count)
         options = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True, "loglevel": "ERROR"}
-        worker = self._app.WorkController(pool_cls="solo", concurrency=1, quiet=True, **options)
+        worker = WorkController(app=self._app, pool_cls="solo", concurrency=1, quiet=True, **options)
         thread = threading.Thread(target=worker.start, daemon=True)
         thread.start()
         await self._pace.wait_done()

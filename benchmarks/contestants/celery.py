@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from typing import cast
 
 from celery import Celery as App
+from celery import Task
 from celery.worker import WorkController, state
 
 from ..pace import Cost, Pace
@@ -39,7 +42,8 @@ class Celery:
             assert self._pace is not None
             self._pace.hit(text.encode("latin-1"))
 
-        self._task = self._app.task(name="load")(handle)
+        decorate = cast("Callable[[Callable[[str], None]], Task]", self._app.task(name="load"))
+        self._task = decorate(handle)
 
     async def publish(self, count: int, body: bytes, in_flight: int) -> Cost:
         """Publish from as many threads as there may be in flight."""

@@ -30,6 +30,7 @@ from . import (
     router_memory,
 )
 from .figures import Benchmark
+from .markdown import insert
 from .plan import LONG, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
 from .runner import run
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--long", action="store_true", help=f"much more of everything about memory: {_listed(LONG)}")
     parser.add_argument("--json", type=Path, default=_LATEST, metavar="PATH", help="(default %(default)s)")
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="draw what was measured, as PNG")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="put the figures into this page")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="for databases")
     parser.add_argument("--no-rabbitmq", action="store_true", help="the embedded broker only")
     options = parser.parse_args(arguments)
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .plots import draw
 
         draw(options.json, options.plots)
+    if options.markdown is not None and options.json.exists():
+        insert(options.json, options.markdown)
     return code
 
 

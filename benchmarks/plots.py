@@ -1,8 +1,12 @@
-"""Pictures of what was measured: bars for each contest, from the JSON that `python -m benchmarks` writes."""
+"""Pictures of what was measured: bars for each contest, from the JSON that `python -m benchmarks` writes.
+
+``python -m benchmarks.plots JSON DIRECTORY`` draws them again.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,3 +80,8 @@ def _bars(axes: Axes, benchmark: Mapping[str, object]) -> None:
     axes.margins(x=0.18)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(sys.argv[2])):
+        print(drawn)

@@ -64,7 +64,7 @@ def print_report(found: Mapping[str, str], results: Sequence[Result]) -> None:
 
 def write_json(path: Path, found: Mapping[str, str], results: Sequence[Result]) -> None:
     """Write everything that was found."""
-    document = {"environment": dict(found), "benchmarks": [_as_json(result) for result in results]}
+    document = {"environment": dict(found), "benchmarks": [as_json(result) for result in results]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -90,7 +90,8 @@ def _spread(spread: Spread) -> str:
     return f"{spread.median:,.{digits}f} \\[{spread.low:,.{digits}f} .. {spread.high:,.{digits}f}]"
 
 
-def _as_json(result: Result) -> dict[str, object]:
+def as_json(result: Result) -> dict[str, object]:
+    """Return what a benchmark found as JSON data."""
     benchmark = result.benchmark
     return {
         "name": benchmark.name,

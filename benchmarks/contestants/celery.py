@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from typing import cast
 
 from celery import Celery as App
-from celery.worker import state
+from celery import Task
+from celery.worker import WorkController, state
 
 from ..pace import Cost, Pace
 from .base import LAST_ACKS_SECONDS, PREFETCH, THREADS, Place
@@ -39,7 +42,8 @@ class Celery:
             assert self._pace is not None
             self._pace.hit(text.encode("latin-1"))
 
-        self._task = self._app.task(name="load")(handle)
+        decorate = cast("Callable[[Callable[[str], None]], Task]", self._app.task(name="load"))
+        self._task = decorate(handle)
 
     async def publish(self, count: int, body: bytes, in_flight: int) -> Cost:
         """Publish from as many threads as there may be in flight."""
@@ -50,7 +54,7 @@ class Celery:
         await self.publish(count, body, THREADS)
         self._pace = Pace(count)
         options = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True, "loglevel": "ERROR"}
-        worker = self._app.WorkController(pool_cls="solo", concurrency=1, quiet=True, **options)
+        worker = WorkController(app=self._app, pool_cls="solo", concurrency=1, quiet=True, **options)
         thread = threading.Thread(target=worker.start, daemon=True)
         thread.start()
         await self._pace.wait_done()

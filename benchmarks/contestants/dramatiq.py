@@ -20,8 +20,8 @@ WORKER_THREADS = 8  # its default
 class _QuorumBroker(RabbitmqBroker):
     """Dramatiq's own queues are classic, which would be less safe than those of the others."""
 
-    def _build_queue_arguments(self, queue_name: str) -> dict[str, object]:
-        arguments: dict[str, object] = super()._build_queue_arguments(queue_name)  # type: ignore[no-untyped-call]
+    def _build_queue_arguments(self, queue_name: str) -> dict[str, str]:
+        arguments: dict[str, str] = super()._build_queue_arguments(queue_name)  # type: ignore[no-untyped-call]
         return {**arguments, "x-queue-type": "quorum"}
 
 

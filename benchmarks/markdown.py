@@ -1,0 +1,60 @@
+"""The table in docs/performance.md, from the JSON that `python -m benchmarks` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+BEGIN, END = "<!-- figures: written by python -m benchmarks --markdown -->", "<!-- end of figures -->"
+
+Json = Mapping[str, object]
+
+
+def insert(document: Path, page: Path) -> None:
+    """Put the figures between the two marks of a page. Raises ValueError if it has none."""
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} has no place for figures: {BEGIN} ... {END}")
+    found = json.loads(document.read_text(encoding="utf-8"))
+    page.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}", encoding="utf-8")
+
+
+def table(found: Json) -> str:
+    """Return environment and figures as Markdown."""
+    environment = cast("dict[str, str]", found["environment"])
+    told = ", ".join(f"{name} {value}" for name, value in environment.items())
+    lines = [f"Measured with {told}.", "", "| what | who | median [lowest .. highest] | ours to it | target | met |"]
+    lines.append("|---|---|---:|---:|---|---|")
+    for benchmark in cast("list[Json]", found["benchmarks"]):
+        lines += _lines(benchmark)
+    return "\n".join(lines)
+
+
+def _lines(benchmark: Json) -> Iterator[str]:
+    what = f"{benchmark['title']} ({benchmark['unit']})"
+    if benchmark["error"]:
+        yield f"| {what} | | failed: {str(benchmark['error']).splitlines()[0][:120]} | | | no |"
+    for row in cast("list[Json]", benchmark["rows"]):
+        target = cast("Json | None", row["target"])
+        bound = f"{_comparison(target)} {target['bound']:,g}" if target else ""
+        met = {True: "yes", False: "**no**", None: ""}[cast("bool | None", row["met"])]
+        yield f"| {what} | {row['contestant']} | {_spread(row['value'])} | {_ratio(row['ratio'])} | {bound} | {met} |"
+        what = ""
+
+
+def _comparison(target: Json) -> str:
+    return {">=": "≥", "<=": "≤", "<": "<"}[str(target["comparison"])]
+
+
+def _spread(found: object) -> str:
+    spread = cast("Mapping[str, float]", found)
+    digits = 0 if spread["median"] >= 100 else 2
+    return f"{spread['median']:,.{digits}f} [{spread['low']:,.{digits}f} .. {spread['high']:,.{digits}f}]"
+
+
+def _ratio(found: object) -> str:
+    return f"{cast('Mapping[str, float]', found)['median']:,.2f}" if found else ""

@@ -37,7 +37,7 @@ class Operation(Generic[T]):
         self.future = future
         self.deadline = deadline
         self.since = 0.0  # when it was submitted
-        self.size = 0
+        self.size: int = 0
         self.weight = 1  # how much work it is, in signals
         self.result: T | None = None
         self.error: SignalBusError | None = None

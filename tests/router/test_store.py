@@ -75,10 +75,11 @@ async def test_a_locked_store_is_waited_for(
     async with routing(amqp_url, path) as router:
         await ledger.put(teller.batch())
         await wait_stored(path, teller.facts)
+        before = teller.facts
+        await eventually(lambda: router.status().facts_collected == before)  # known a moment after it is stored
         holder = sqlite3.connect(path, isolation_level=None)
         try:
             holder.execute("BEGIN EXCLUSIVE")
-            before = router.status().facts_collected
             await ledger.put(teller.batch())
             await troubled(router, "another program holds the file")
             await delivered(amqp_url)

@@ -90,6 +90,12 @@ def test_terminals_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
                 line = serving.stdout.readline()
                 assert line, f"it ended after {output}"
                 output.append(line)
+            looked = subprocess.run(
+                ["sh", "-ec", shown["terminal 3"]], cwd=tmp_path, env=env, timeout=60, capture_output=True, text=True
+            )
+            assert looked.returncode == 0, looked.stderr
+            assert "would replay 2 dead letters" in looked.stdout
+            assert "discarded 1 dead letter" in looked.stdout
         finally:
             serving.terminate()
     assert serving.returncode == 0

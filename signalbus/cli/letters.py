@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from ..brokers.sqlite.broker import SqliteBroker
 from ..config import Settings, SqliteUrl, parse_url
 from ..deadletters import DeadLetters, LetterQuery, LetterState, LetterSummary
-from ..deadletters.model import MIN_PREFIX, OPEN_STATES
+from ..deadletters.model import OPEN_STATES
 from ..escapes import escape
 from ..trace.rendering import clock
 from ..web.remote_letters import RemoteLetters
@@ -23,6 +23,7 @@ from .daemon import find_daemon
 from .failures import CommandError, Exit
 from .moments import read_moment
 from .options import Options, flag
+from .prefixes import check_prefix, the_one
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +35,7 @@ GLYPHS = {
     LetterState.ACKED: "✓",
     LetterState.DISCARDED: "⌫",
 }
+LISTING = "signalbus dead list --each"
 DETAIL_CHARACTERS = 90  # in a table
 
 
@@ -112,28 +114,11 @@ async def chosen(
 
 
 async def one_letter(letters: DeadLetters, prefix: str) -> LetterSummary:
-    """Return the dead letter that a prefix stands for. Raises `CommandError`, with the candidates if several."""
-    if len(prefix.strip()) < MIN_PREFIX:
-        raise CommandError(
-            f"{prefix[:40]!a} is too short for an id; give at least {MIN_PREFIX} characters",
-            code=Exit.USAGE,
-            advice="signalbus dead list --each",
-        )
-    found = await letters.find(prefix.strip())
-    if not found:
-        raise CommandError(
-            f"no dead letter is known whose id, or whose signal's, begins with {prefix[:80]!a}",
-            code=Exit.NOT_FOUND,
-            advice="signalbus dead list --each",
-        )
-    if len(found) > 1:
-        candidates = ", ".join(f"{letter.id} ({letter.type} at {letter.subscription})" for letter in found)
-        raise CommandError(
-            f"{prefix[:80]!a} stands for {len(found)} dead letters or more: {candidates}",
-            code=Exit.NOT_FOUND,
-            advice="give more characters of the id",
-        )
-    return found[0]
+    """Return the dead letter that a prefix of its id, or of its signal's, stands for. Raises `CommandError`."""
+    found = await letters.find(check_prefix(prefix, LISTING))
+    return the_one(
+        found, prefix, "dead letter", LISTING, lambda each: f"{each.id} ({each.type} at {each.subscription})"
+    )
 
 
 def confirm(question: str, options: Options) -> None:

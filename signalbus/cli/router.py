@@ -81,6 +81,12 @@ def router(
     embedded = isinstance(parse_url(settings.url), SqliteUrl)
     if print_config:
         return _print(settings, options)
+    if embedded and settings.store:
+        raise CommandError(
+            "the embedded broker keeps its ledger in its own file, so there is no use for a store",
+            code=Exit.USAGE,
+            advice="name a RabbitMQ with --url or SIGNALBUS_URL, or leave --store and SIGNALBUS_STORE out",
+        )
     if embedded:
         require_store(replace(options, url=settings.url))
     else:

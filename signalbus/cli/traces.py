@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from ..brokers.sqlite.broker import SqliteBroker
 from ..config import Settings, SqliteUrl, parse_url
-from ..trace.listing import MIN_PREFIX, Query
+from ..trace.listing import Query
 from ..trace.model import State
 from ..trace.reader import TraceReader
 from ..trace.store import SqliteStore
@@ -26,8 +26,10 @@ from .failures import CommandError, Exit
 from .moments import read_moment
 from .options import Options, flag
 from .output import Output
+from .prefixes import check_prefix, the_one
 
 STORE = "SIGNALBUS_STORE"
+LISTING = "signalbus trace list"
 _STATES = {state.value.replace(" ", "-"): state for state in State}
 
 StoreOption = Annotated[
@@ -144,27 +146,8 @@ def _field(text: str) -> tuple[str, str]:
 
 async def one_signal(traces: TraceReader, prefix: str) -> str:
     """Return the id that a prefix stands for. Raises `CommandError`, with the candidates if there are several."""
-    if len(prefix.strip()) < MIN_PREFIX:
-        raise CommandError(
-            f"{prefix[:40]!a} is too short for an id; give at least {MIN_PREFIX} characters",
-            code=Exit.USAGE,
-            advice="signalbus trace list",
-        )
-    found = await traces.find(prefix)
-    if not found:
-        raise CommandError(
-            f"no signal is known whose id begins with {prefix[:80]!a}",
-            code=Exit.NOT_FOUND,
-            advice="signalbus trace list",
-        )
-    if len(found) > 1:
-        candidates = ", ".join(f"{candidate.id} ({candidate.type})" for candidate in found)
-        raise CommandError(
-            f"{prefix[:80]!a} stands for {len(found)} signals or more: {candidates}",
-            code=Exit.NOT_FOUND,
-            advice="give more characters of the id",
-        )
-    return found[0].id
+    found = await traces.find(check_prefix(prefix, LISTING))
+    return the_one(found, prefix, "signal", LISTING, lambda each: f"{each.id} ({each.type})").id
 
 
 def note_behind(traces: TraceReader, output: Output) -> None:

@@ -182,10 +182,11 @@ def test_the_help_of_the_group_lists_its_commands(tmp_path: Path) -> None:
 # RabbitMQ
 
 
-def test_a_router_is_for_rabbitmq_and_needs_a_store(tmp_path: Path) -> None:
-    assert "no store is named" in signalbus("router", cwd=tmp_path, check=2).err
-    assert "nothing to collect" in signalbus("router", "--store", "ledger.db", cwd=tmp_path, check=2).err
+def test_a_router_keeps_a_store_for_rabbitmq_only(tmp_path: Path) -> None:
+    assert "no use for a store" in signalbus("router", "--store", "ledger.db", cwd=tmp_path, check=2).err
+    assert "does not exist" in signalbus("router", cwd=tmp_path, check=5).err
     rabbit = environment("amqp://guest:guest@127.0.0.1:1/")
+    assert "no store is named" in signalbus("router", cwd=tmp_path, env=rabbit, check=2).err
     assert "--store" in signalbus("trace", "list", cwd=tmp_path, env=rabbit, check=2).err
     assert list(tmp_path.iterdir()) == []
 

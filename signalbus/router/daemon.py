@@ -81,6 +81,7 @@ class Router:
         self._ends = SessionEnds(self._store, lambda: self.role is CollectorState.ACTIVE, _now)
         self._supervisor: Supervisor | None = None
         self.letters = RouterLetters(bus.broker, self._store)
+        self.letters.turn.clear()
         inspection = Inspection(bus=bus, traces=TraceReader(self._store), letters=self.letters, troubles=self.troubles)
         self._server = make_window(inspection, access) if access is not None else None
 
@@ -164,6 +165,10 @@ class Router:
                 await self._new_role.wait()
 
     def _role_changed(self) -> None:
+        if self.role is CollectorState.ACTIVE:
+            self.letters.turn.set()
+        else:
+            self.letters.turn.clear()
         self._ends.stir()
         self._new_role.set()
 

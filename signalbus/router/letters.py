@@ -56,6 +56,8 @@ class RouterLetters(Keeper):
         """Keep them in a store that somebody else opens and closes."""
         self._broker = broker
         self._store = store
+        self.turn = asyncio.Event()  # set while it is up to us to send, and not to another router
+        self.turn.set()
         self._claimed = asyncio.Event()
         self._listening = asyncio.Event()
         self._closed = False
@@ -116,16 +118,23 @@ class RouterLetters(Keeper):
     async def send(self) -> None:
         """Send what replays have claimed, here or elsewhere, now or before we were started, until cancelled."""
         await self._listening.wait()  # or the first words would be lost
-        await self._order(lambda connection, _: transitions.dropped(connection))
+        while True:
+            await self.turn.wait()
+            await self._persist(lambda connection, _: transitions.dropped(connection))
+            await self._send_in_turn()
+
+    async def _send_in_turn(self) -> None:
         running: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
-            while True:
+            while self.turn.is_set():
                 self._claimed.clear()
                 for replay, rate in await self._unfinished():
                     if replay not in running or running[replay].done():
                         running[replay] = tasks.create_task(self._send_all(replay, rate), name=f"replay {replay}")
                 running = {replay: task for replay, task in running.items() if not task.done()}
                 await self._wait_claimed()
+            for task in running.values():
+                task.cancel()
 
     async def find_lost(self) -> None:
         """End replays whose subscription was deleted meanwhile, until cancelled: RabbitMQ drops its queue silently."""

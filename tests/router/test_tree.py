@@ -20,7 +20,7 @@ from tests.support import eventually
 pytestmark = pytest.mark.rabbitmq
 PARTS = (
     *("store", "collect", "ends of sessions", "forget"),
-    *("dead letters", "ends of replays", "replays", "lost replays"),
+    *("dead letters", "ends of replays", "replays", "lost replays", "forget dead letters"),
     *("api and page", "beside"),
 )
 

@@ -66,7 +66,7 @@ async def consume(rival: Contestant | BlockingContestant, count: int, body: byte
             pace = Pace(count)
             await client.consume(pace)
             cost = pace.cost()
-    _require(0, await rival.remove_queue(), "messages left after the acks")
+    _require(0, await rival.remove_queue(drained=True), "messages left after the acks")
     return cost.figures
 
 
@@ -85,7 +85,7 @@ async def latency(rival: Contestant | BlockingContestant, count: int, body: byte
             group.create_task(_published(client.publish(stamped(due, len(body)))))
         await consuming
         cpu = time.process_time() - cpu
-    _require(0, await rival.remove_queue(), "messages left after the acks")
+    _require(0, await rival.remove_queue(drained=True), "messages left after the acks")
     times = sorted(pace.latencies[pace.count // 10 :])
     found = {name: 1000 * times[int(len(times) * share)] for name, share in SHARES.items()}
     return {**found, "cpu": 1e6 * cpu / count}

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from signalbus import Bus
+from signalbus.bench.place import SUBSCRIPTION, place
 
 from .embedded import IN_FLIGHT, database
 from .figures import Benchmark
@@ -25,6 +25,7 @@ from .turns import Turns
 STEPS = 10
 WINDOW = 1_000  # of signals that are published together
 TIMEOUT_SECONDS = 3_600.0
+REMOVE_SECONDS = 60.0
 
 _FIGURES = ("empty_mib", "full_mib", "drained_mib", "fill_first", "fill_last", "drain_first", "drain_last")
 
@@ -89,17 +90,19 @@ def _of(broker: str, title: str, url: str | None, plan: Plan) -> list[Benchmark]
 
 async def _fill_and_empty(url: str, count: int) -> None:
     """Publish to a paused subscription, then resume it."""
-    place = (
-        url
-        if url.startswith("sqlite")
-        else f"{url}{'&' if '?' in url else '?'}prefix=signalbus-bench-{secrets.token_hex(4)}"
-    )
-    bus = Bus(place, name="queued")
+    async with place(url, REMOVE_SECONDS) as where:
+        await _fill_and_empty_at(where, count)
+
+
+async def _fill_and_empty_at(url: str, count: int) -> None:
+    bus = Bus(url, name="queued")
 
     async def handle(data: bytes) -> None:
         pass
 
-    subscription = bus.subscribe(PATTERN, handler=handle, name="load", concurrency=IN_FLIGHT, prefetch=2 * IN_FLIGHT)
+    subscription = bus.subscribe(
+        PATTERN, handler=handle, name=SUBSCRIPTION, concurrency=IN_FLIGHT, prefetch=2 * IN_FLIGHT
+    )
     async with bus:
         await subscription.pause()
         empty = resident_mebibytes()
@@ -113,6 +116,7 @@ async def _fill_and_empty(url: str, count: int) -> None:
         each = subscription.stats().acked, bus.stats().publisher.published // STEPS
         drained: list[float] = []
         await subscription.resume()
+        await wait_acked(subscription, each[0] + 1)  # the start of a consumer is not what is asked
         started = time.perf_counter()
         for step in range(1, STEPS + 1):
             await wait_acked(subscription, each[0] + step * each[1])
@@ -127,7 +131,6 @@ async def _fill_and_empty(url: str, count: int) -> None:
             each[1] / drained[0],
             each[1] / drained[-1],
         )
-        await bus.broker.delete("load", 60.0)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -11,11 +13,18 @@ import aio_pika
 from aio_pika.abc import AbstractExchange
 from aiormq.exceptions import AMQPError
 
+from signalbus.brokers.rabbitmq.removal import remove
+from signalbus.config import RabbitUrl, parse_url
+
 from ..pace import Cost, Pace
 
 #: The peers' acks are fire-and-forget: to disconnect at once would lose the last ones. Not part of what is measured.
 LAST_ACKS_SECONDS = 0.5
+LATE_ACKS_SECONDS = 20.0  # until a busy broker has counted them
+POLL_SECONDS = 0.1
 PREFETCH = 500
+SUBSCRIPTION = "load"  # of signalbus
+REMOVE_SECONDS = 30.0
 THREADS = 16  # of clients that publish one message at a time in each
 
 
@@ -25,6 +34,11 @@ class Place:
 
     url: str
     prefix: str = field(default_factory=lambda: f"signalbus-bench-{secrets.token_hex(4)}")
+
+    @property
+    def own_url(self) -> str:
+        """For signalbus, whose prefix is an option of its URL."""
+        return f"{self.url}{'&' if '?' in self.url else '?'}prefix={self.prefix}"
 
     @property
     def exchange(self) -> str:
@@ -63,16 +77,33 @@ class Place:
             queue = await channel.declare_queue(self.queue, durable=True, arguments=dict(self.queue_arguments))
             await queue.bind(exchange, pattern)
 
-    async def remove(self) -> int:
-        """Delete all that begins with the prefix and a contestant may have made; return what the queue held."""
+    async def remove(self, *, drained: bool = False) -> int:
+        """Delete all that begins with the prefix and a contestant may have made; return what the queue held.
+
+        ``drained``: it ought to be empty, as soon as the last acks have arrived.
+        """
         held = 0
         async with await aio_pika.connect(self.url) as connection:
+            if drained:
+                await _wait_empty(connection, self.queue)
             for queue in (self.queue, f"{self.queue}.DQ", f"{self.queue}.XQ", self.dead):
                 held += await _deleted(connection, queue)
             channel = await connection.channel()
             for exchange in (self.exchange, self.dead, self.queue):
                 await channel.exchange_delete(exchange)
+        ours = parse_url(self.own_url)
+        assert isinstance(ours, RabbitUrl)
+        await remove(ours, [SUBSCRIPTION], REMOVE_SECONDS)
         return held
+
+
+async def _wait_empty(connection: aio_pika.abc.AbstractConnection, queue: str) -> None:
+    channel = await connection.channel()
+    found = await channel.declare_queue(queue, passive=True)
+    deadline = time.monotonic() + LATE_ACKS_SECONDS
+    while found.declaration_result.message_count and time.monotonic() < deadline:
+        await asyncio.sleep(POLL_SECONDS)
+        found = await channel.declare_queue(queue, passive=True)
 
 
 async def _deleted(connection: aio_pika.abc.AbstractConnection, queue: str) -> int:
@@ -103,8 +134,11 @@ class Contestant(Protocol):
         """Connect, with a fresh queue or the one that is there; disconnect at the end. The queue stays."""
         ...
 
-    async def remove_queue(self) -> int:
-        """Delete the queue, once nobody is connected; return how many messages it held."""
+    async def remove_queue(self, *, drained: bool = False) -> int:
+        """Delete the queue, once nobody is connected; return how many messages it held.
+
+        ``drained``: it ought to be empty, as soon as the last acks have arrived.
+        """
         ...
 
 
@@ -120,6 +154,6 @@ class BlockingContestant(Protocol):
         """Publish ``count`` messages, then consume all of them."""
         ...
 
-    async def remove_queue(self) -> int:
+    async def remove_queue(self, *, drained: bool = False) -> int:
         """Delete the queue; return how many messages it held."""
         ...

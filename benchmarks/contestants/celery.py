@@ -63,7 +63,7 @@ class Celery:
         await asyncio.to_thread(thread.join, 10.0)
         return self._pace.cost()
 
-    async def remove_queue(self) -> int:
+    async def remove_queue(self, *, drained: bool = False) -> int:
         """Delete the queue; return how many messages it held."""
         self._app.close()
-        return await self._place.remove()
+        return await self._place.remove(drained=drained)

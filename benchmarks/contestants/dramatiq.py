@@ -54,10 +54,10 @@ class Dramatiq:
         await asyncio.to_thread(worker.stop)
         return self._pace.cost()
 
-    async def remove_queue(self) -> int:
+    async def remove_queue(self, *, drained: bool = False) -> int:
         """Delete the queue; return how many messages it held."""
         await asyncio.to_thread(self._broker.close)
-        return await self._place.remove()
+        return await self._place.remove(drained=drained)
 
 
 async def publish_in_threads(publish: Callable[[], object], count: int, in_flight: int) -> Cost:

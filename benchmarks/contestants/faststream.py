@@ -37,9 +37,9 @@ class FastStream:
         finally:
             await broker.stop()
 
-    async def remove_queue(self) -> int:
+    async def remove_queue(self, *, drained: bool = False) -> int:
         """Delete the queue; return how many messages it held."""
-        return await self._place.remove()
+        return await self._place.remove(drained=drained)
 
 
 class _Client:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from ..figures import BenchmarkError
 from ..load import PATTERN, SIGNAL_TYPE
 from ..pace import Cost
-from .base import LAST_ACKS_SECONDS, PREFETCH, Place
+from .base import PREFETCH, Place
 
 SOURCE = Path(__file__).with_name("librabbitmq.c")
 HEADER = Path("/usr/include/amqp.h")
@@ -40,13 +40,11 @@ class LibRabbitmq:
     async def consume(self, count: int, body: bytes) -> Cost:
         """Publish, then consume."""
         await self.publish(count, body, PREFETCH)
-        cost = await self._run("consume", count, len(body), PREFETCH)
-        await asyncio.sleep(LAST_ACKS_SECONDS)
-        return cost
+        return await self._run("consume", count, len(body), PREFETCH)
 
-    async def remove_queue(self) -> int:
+    async def remove_queue(self, *, drained: bool = False) -> int:
         """Delete the queue; return how many messages it held."""
-        return await self._place.remove()
+        return await self._place.remove(drained=drained)
 
     async def _run(self, work: str, count: int, size: int, window: int) -> Cost:
         parts = urlsplit(self._place.url)

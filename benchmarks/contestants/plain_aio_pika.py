@@ -32,9 +32,9 @@ class PlainAioPika:
             yield _Client(channel, exchange, self._place.queue)
             await asyncio.sleep(LAST_ACKS_SECONDS)
 
-    async def remove_queue(self) -> int:
+    async def remove_queue(self, *, drained: bool = False) -> int:
         """Delete the queue; return how many messages it held."""
-        return await self._place.remove()
+        return await self._place.remove(drained=drained)
 
 
 class _Client:

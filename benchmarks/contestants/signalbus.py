@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,17 +11,14 @@ from signalbus import Bus, Subscription
 
 from ..load import PATTERN, SIGNAL_TYPE, wait_acked
 from ..pace import Pace
-from .base import PREFETCH, Client, Place
-
-SUBSCRIPTION = "load"
+from .base import LATE_ACKS_SECONDS, POLL_SECONDS, PREFETCH, SUBSCRIPTION, Client, Place
 
 
 class SignalBus:
     """One bus with one subscription, paused until it is to consume."""
 
     def __init__(self, place: Place) -> None:
-        separator = "&" if "?" in place.url else "?"
-        self._url = f"{place.url}{separator}prefix={place.prefix}"
+        self._url = place.own_url
 
     @asynccontextmanager
     async def connected(self, *, fresh: bool = True) -> AsyncIterator[Client]:
@@ -31,12 +30,20 @@ class SignalBus:
                 await client.pause()
             yield client
 
-    async def remove_queue(self) -> int:
+    async def remove_queue(self, *, drained: bool = False) -> int:
         """Delete the queue; return how many messages it held."""
         async with Bus(self._url, name="benchmark") as bus:
-            held = sum(queue.ready + (queue.unsettled or 0) for queue in await bus.broker.queues(10.0))
+            held = await _held(bus)
+            deadline = time.monotonic() + LATE_ACKS_SECONDS
+            while drained and held and time.monotonic() < deadline:
+                await asyncio.sleep(POLL_SECONDS)
+                held = await _held(bus)
             await bus.broker.delete(SUBSCRIPTION, 10.0)
             return held
+
+
+async def _held(bus: Bus) -> int:
+    return sum(queue.ready + (queue.unsettled or 0) for queue in await bus.broker.queues(10.0))
 
 
 class _Client:

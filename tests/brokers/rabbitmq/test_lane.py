@@ -260,6 +260,14 @@ def delivery(tag: int, redelivered: bool, key: str, found: commands.Basic.Proper
     return Step(data, delivered=(tag, redelivered, key, repr(by_pamqp(payload)), body))
 
 
+def interleaved(tag: int, found: commands.Basic.Properties, body: bytes, between: bytes) -> Step:
+    """A delivery with other channels' frames between its own."""
+    whole = delivery(tag, False, "a.b", found, body)
+    frames = [commands.Basic.Deliver(CONSUMER, tag, False, "signals", "a.b"), *content(found, body)]
+    data = between.join(encoded([each]) for each in frames)
+    return Step(data, for_driver=between * (len(frames) - 1), delivered=whole.delivered)
+
+
 def confirm(tag: int, multiple: bool, stored: bool) -> Step:
     kind = commands.Basic.Ack if stored else commands.Basic.Nack
     return Step(encoded([kind(delivery_tag=tag, multiple=multiple)]), confirmed=(tag, multiple, stored))
@@ -273,6 +281,15 @@ def returning(found: commands.Basic.Properties, body: bytes) -> Step:
 tags = st.integers(1, 2**63 - 1)
 steps = st.one_of(
     st.builds(delivery, tags, st.booleans(), texts, ours | properties, bodies),
+    st.builds(
+        interleaved,
+        tags,
+        ours | properties,
+        bodies,
+        st.sampled_from(
+            [HEARTBEAT, encoded([ContentHeader(body_size=3)], OTHER), encoded([ContentBody(b"abc")], OTHER)]
+        ),
+    ),
     st.builds(confirm, tags, st.booleans(), st.booleans()),
     st.builds(returning, ours, bodies),
     # What the driver does: other consumers, answers, other channels, and the connection's own frames.

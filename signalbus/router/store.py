@@ -26,7 +26,7 @@ T = TypeVar("T")
 Place = tuple[int, int]
 
 BUSY_SECONDS = 5.0
-PIECE = 2_000  # signals to forget at a time: as many as come while the next piece waits for its turn
+PIECE = 4_000  # signals to forget at a time: more than are stored while the next piece waits for its turn
 
 
 class RouterStore:

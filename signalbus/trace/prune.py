@@ -15,14 +15,18 @@ _FIELDS = 8
 
 
 def prune(connection: sqlite3.Connection, retention: Retention, now: float, piece: int = PIECE) -> bool:
-    """Forget up to ``piece`` of the oldest signals that are not to be kept; return whether there may be more."""
+    """Forget up to ``piece`` of the oldest signals that are not to be kept; return whether there may be more.
+
+    What is left of earlier ones in indices goes with them, piece by piece: where more is stored all the time, there
+    would never be a time for it.
+    """
     cutoff = _cutoff(connection, retention, now, piece)
-    if cutoff is None:
-        floor = connection.execute("SELECT floor FROM ledger_meta").fetchone()[0]
-        deliveries, indexed = piece * _DELIVERIES, piece * _FIELDS
-        return _prune_deliveries(connection, floor, deliveries) or _prune_fields(connection, floor, indexed)
-    _forget(connection, cutoff)
-    return True
+    if cutoff is not None:
+        _forget(connection, cutoff)
+    floor = connection.execute("SELECT floor FROM ledger_meta").fetchone()[0]
+    deliveries, indexed = piece * _DELIVERIES, piece * _FIELDS
+    rest = _prune_deliveries(connection, floor, deliveries) or _prune_fields(connection, floor, indexed)
+    return rest or cutoff is not None
 
 
 def _cutoff(connection: sqlite3.Connection, retention: Retention, now: float, piece: int) -> int | None:

@@ -561,3 +561,20 @@ def test_places_follow_time() -> None:
     about = About(signal="a", type="t")
     assert place_of(NOON, about["signal"]) < place_of(NOON + 0.001, "b")
     assert place_of(1e300, "a") < 2**63
+
+
+def test_what_is_left_in_indices_is_forgotten_also_while_more_is_stored_all_the_time(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "ledger.db", clock=lambda: START)
+    retention = Retention(bytes=200_000)
+    try:
+        for batch in Load(signals=8_000).batches():
+            store.append([batch])
+            store.prune(retention, 120)  # never until nothing is left to do
+        with store._snapshot() as connection:
+            signals, deliveries = connection.execute(
+                "SELECT (SELECT count(*) FROM ledger_signals), (SELECT count(*) FROM ledger_deliveries)"
+            ).fetchone()
+    finally:
+        store.close()
+    assert 0 < signals < 4_000
+    assert deliveries < 3 * signals

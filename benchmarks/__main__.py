@@ -21,7 +21,7 @@ from .figures import Benchmark
 from .markdown import insert
 from .plan import LONG_CYCLES, LONG_MEMORY_SIGNALS, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
-from .runner import run
+from .runner import Result, run
 
 _GROUPS = (embedded, ledger, idle, memory, queued, calls, liveness, rabbitmq, crowd)
 _LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -72,9 +72,11 @@ async def measure(
             print(f"no benchmark begins with {' or '.join(only)}; there are {names}", file=sys.stderr)
             return 2
         found = environment(directory, await _server(amqp_url) if amqp_url else None)
-        results = [await run(benchmark, rounds) for benchmark in chosen]
+        results: list[Result] = []
+        for benchmark in chosen:
+            results.append(await run(benchmark, rounds))
+            write_json(document, found, results)  # of a long run that is stopped, what there is
     print_report(found, results)
-    write_json(document, found, results)
     return 1 if any(result.error for result in results) else 0
 
 

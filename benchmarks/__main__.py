@@ -33,7 +33,7 @@ from .figures import Benchmark
 from .markdown import insert
 from .plan import LONG, QUICK, Plan, Sizes
 from .report import environment, print_report, write_json
-from .runner import run
+from .runner import Result, run
 
 _GROUPS = (embedded, ledger, idle, memory, queued, calls, liveness, rabbitmq, crowd, collecting, router_memory)
 _ON_RABBITMQ = ("rabbitmq.", "ledger.collect", "ledger.router")
@@ -83,9 +83,11 @@ async def measure(
             print(f"no benchmark begins with {' or '.join(only)}; there are {names}", file=sys.stderr)
             return 2
         found = environment(directory, await _server(amqp_url) if amqp_url else None)
-        results = [await run(benchmark, rounds) for benchmark in chosen]
+        results: list[Result] = []
+        for benchmark in chosen:
+            results.append(await run(benchmark, rounds))
+            write_json(document, found, results)  # of a long run that is stopped, what there is
     print_report(found, results)
-    write_json(document, found, results)
     return 1 if any(result.error for result in results) else 0
 
 

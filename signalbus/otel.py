@@ -2,7 +2,7 @@
 
 Needs ``pip install 'signalbus-router[otel]'``. Where to, and how, is said by the standard variables of OpenTelemetry
 (https://opentelemetry.io/docs/specs/otel/protocol/exporter/): ``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_SERVICE_NAME``,
-``OTEL_TRACES_SAMPLER`` ... `signalbus run` and `signalbus router` call `install_if_asked` before they begin.
+``OTEL_TRACES_SAMPLER`` ... `signalbus run` calls `install_if_asked` before it begins.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pydantic import Field, StrictBool, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from ..deadletters import (
     AuditEntry,
@@ -52,7 +52,7 @@ class ReplayOrder(Input):
 
     query: LetterQuery
     rate: float = Field(default=DEFAULT_RATE, gt=0, le=MAX_RATE)
-    dry_run: StrictBool = False
+    dry_run: bool = False
 
 
 class DiscardOrder(Input):
@@ -60,14 +60,14 @@ class DiscardOrder(Input):
 
     query: LetterQuery
     note: Text = ""
-    dry_run: StrictBool = False
+    dry_run: bool = False
 
 
 class RestoreOrder(Input):
     """Which to restore. ``query.states`` says which of the two: discarded, or replaying (by whole ids)."""
 
     query: LetterQuery
-    dry_run: StrictBool = False
+    dry_run: bool = False
 
 
 class CancelOrder(Input):

@@ -74,6 +74,7 @@ def _schemas(operations: Sequence[Operation]) -> tuple[dict[str, Schema], dict[s
             wanted.append(((operation.name, status), "serialization", shape.adapter))
     found, rest = TypeAdapter.json_schemas(wanted, ref_template=_REF)
     definitions = cast("Schema", rest.get("$defs", {}))
+    _allow_repetition([definitions, *found.values()])
     inputs: dict[str, Schema] = {}
     results: dict[str, dict[int, Schema]] = {operation.name: {} for operation in operations}
     for ((name, status), _), schema in found.items():
@@ -82,6 +83,17 @@ def _schemas(operations: Sequence[Operation]) -> tuple[dict[str, Schema], dict[s
         else:
             results[name][status] = schema["prefixItems"][0]
     return inputs, results, definitions
+
+
+def _allow_repetition(part: object) -> None:
+    """Take the demand away that a set is named without repetition: it does no harm, and is not refused."""
+    if isinstance(part, dict):
+        members = cast("Schema", part)
+        members.pop("uniqueItems", None)
+        _allow_repetition(list(members.values()))
+    elif isinstance(part, list):
+        for item in cast("list[object]", part):
+            _allow_repetition(item)
 
 
 def _resolved(schema: Schema, definitions: Schema) -> Schema:

@@ -123,11 +123,13 @@ def change(
     answer: Callable[[Context, Given], Awaitable[Reply]],
     summary: str,
 ) -> Operation:
-    """Return an operation that changes something; its input is a JSON object."""
+    """Return an operation that changes something. Its input is JSON, and taken at its word: ``0`` is not false."""
 
     async def call(context: Context, in_path: Mapping[str, str], body: Query | bytes) -> Reply:
         assert isinstance(body, bytes)
-        return await answer(context, _checked(lambda: _with_path(model.model_validate_json(body or b"{}"), in_path)))
+        return await answer(
+            context, _checked(lambda: _with_path(model.model_validate_json(body or b"{}", strict=True), in_path))
+        )
 
     return Operation(method="POST", path=path, summary=summary, input=model, results=results, answer=call)
 

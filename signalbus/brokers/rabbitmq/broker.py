@@ -329,7 +329,7 @@ class RabbitBroker:
     # Dead letters, for a router
 
     async def take_dead_letters(self, store: Callable[[Sequence[Arrived]], object]) -> None:
-        """Store the dead letters of all buses, oldest first, until this is cancelled. For ``store`` see `collect`."""
+        """Store the dead letters of all buses, oldest first, until this is cancelled. For ``store`` see `collector`."""
         self._check_open()
         keep = dead_letters(self._topology, store)
         await self._drain(self._topology.dead_letters(), keep, DEAD_TOGETHER).run(self._counters)
@@ -337,7 +337,7 @@ class RabbitBroker:
     async def take_words(self, store: Callable[[Sequence[bytes]], object], listening: asyncio.Event) -> None:
         """Store what subscribers say of dead letters that were sent, until this is cancelled.
 
-        ``listening`` is set once nothing gets lost any more. For ``store`` see `collect`.
+        ``listening`` is set once nothing gets lost any more. For ``store`` see `collector`.
         """
         self._check_open()
 

@@ -120,11 +120,7 @@ def test_the_password_of_the_broker_follows_no_redirect() -> None:
             self.send_header("Location", f"http://127.0.0.1:{server.server_port}/stolen")
             self.end_headers()
 
-<<<<<<< HEAD
         def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002 - its name there
-=======
-        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002 - the name of the base
->>>>>>> daemon
 
     server = HTTPServer(("127.0.0.1", 0), Elsewhere)
     serving = threading.Thread(target=server.serve_forever)

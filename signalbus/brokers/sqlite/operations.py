@@ -82,8 +82,10 @@ class Publish(Operation[Sequence[PublishOutcome]]):
         super().__init__(future, deadline)
         self.records = records
         self.weight = len(records)
+        size = 0
         for record in records:
-            self.size += len(record[1]) + len(record[2])
+            size += len(record[1]) + len(record[2])
+        self.size = size
 
     def apply(self, group: Group) -> None:
         group.publish(self)

@@ -14,7 +14,7 @@ from typing import cast
 from ..config import DEFAULT_URL, masked, parse_url
 from ..errors import ConfigError
 from ..trace.listing import Retention
-from ..web.access import MIN_TOKEN, TOKEN, Access, split_address
+from ..web.access import HOSTS, MIN_TOKEN, TOKEN, Access, split_address
 
 Value = str | int | float
 
@@ -39,6 +39,7 @@ class RouterSettings:
     listen: str = ""  # host:port
     token_file: str = ""
     token: str = field(default="", repr=False)
+    hosts: str = ""  # further names that the API is known by, with commas between: a proxy's, a container's
 
     @property
     def retention(self) -> Retention:
@@ -53,7 +54,7 @@ class RouterSettings:
         if not self.listen:
             return None
         file = Path(self.token_file) if self.token_file and not self.token else None
-        return Access.read(self.listen, file, environment={TOKEN: self.token})
+        return Access.read(self.listen, file, environment={TOKEN: self.token, HOSTS: self.hosts})
 
     def shown(self) -> dict[str, Value]:
         """Return the settings for people: without secrets."""

@@ -23,6 +23,7 @@ connect_timeout = 2.5
 drain_timeout = 12
 listen = "127.0.0.1:8642"
 token_file = "{token_file}"
+hosts = "bus.example, router"
 """
 
 
@@ -48,6 +49,7 @@ def test_a_file_sets_everything_but_the_token_itself(file: Path) -> None:
     listening = settings.access()
     assert listening is not None
     assert (listening.host, listening.port, listening.token) == ("127.0.0.1", 8642, SECRET)
+    assert listening.names == {"bus.example", "router"}
     unset = {name.name for name in fields(RouterSettings) if getattr(settings, name.name) == name.default}
     assert unset == {"token"}
 

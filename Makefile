@@ -7,8 +7,8 @@ BIN := .venv/bin
 NODE := $(BIN)/python -m signalbus.testing.rabbitmq --
 # Further arguments, e.g. `make test ARGS="-k contract -x"`.
 ARGS ?=
-# Tests mostly wait, for brokers and for deadlines: three at a time need a third of the time, also on two cores.
-JOBS ?= 3
+# Tests mostly wait, for brokers and for deadlines: four at a time need a third of the time, also on two cores.
+JOBS ?= 4
 # `make demo RABBITMQ=no` shows the embedded broker only.
 RABBITMQ ?= yes
 
@@ -27,12 +27,12 @@ test: ## run the tests, except the long fault rows
 	@scripts/bootstrap test
 	@scripts/rabbitmq || { [ -z "$$CI" ] || exit 1; echo "!!! RABBITMQ TESTS WILL BE SKIPPED !!!" >&2; }
 	@scripts/chromium || { [ -z "$$CI" ] || exit 1; echo "!!! BROWSER TESTS WILL BE SKIPPED !!!" >&2; }
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-faults: ## run the long fault rows: kills, cuts, alarms
 	@scripts/bootstrap test
 	@scripts/rabbitmq || { [ -z "$$CI" ] || exit 1; echo "!!! RABBITMQ TESTS WILL BE SKIPPED !!!" >&2; }
-	@$(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow $(ARGS)
 
 check: ## ruff, mypy --strict and pyright
 	@scripts/bootstrap test check

@@ -217,7 +217,8 @@ async def test_a_second_signal_ends_the_router_at_once(amqp_url: str, tmp_path: 
         router.send(signal.SIGTERM)
         router.send(signal.SIGINT)
         code = await asyncio.to_thread(router.wait, 10.0)
-        assert code in (0, 128 + signal.SIGINT)  # it may have ended in good order before the second came
+        # It may have ended in good order before the second came; if both are pending, the lower number comes first.
+        assert code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def test_row_98_no_secret_is_in_what_a_router_prints(amqp_url: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Times as people write them: ``15m`` ago, ``2h``, ``3d``, or RFC 3339. Pure."""
+"""Times as people write and read them: ``15m`` ago, ``2h``, ``3d``, or RFC 3339. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from datetime import UTC, datetime
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
 _AGO = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)([smhdw])")
+
+
+def rfc3339(time: datetime) -> str:
+    """Return a time in UTC, ``2026-01-31T12:00:00Z``."""
+    return time.isoformat().replace("+00:00", "Z")
 
 
 def moment_of(text: str, now: float) -> float:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from ..deadletters import AuditEntry
 from ..escapes import escape
+from ..moments import rfc3339
 from ..trace.rendering import clock
 from .daemon import RouterOption
 from .failures import CommandError, Exit
@@ -54,7 +55,7 @@ def dead_audit(
 
 def audit_fields(entry: AuditEntry) -> dict[str, object]:
     """Return an entry as JSON data."""
-    return {**asdict(entry), "at": entry.at.isoformat().replace("+00:00", "Z")}
+    return {**asdict(entry), "at": rfc3339(entry.at)}
 
 
 def _table(entries: Sequence[AuditEntry]) -> Table:

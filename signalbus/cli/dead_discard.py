@@ -35,8 +35,7 @@ def dead_discard(
         async with keeper(options, router) as letters:
             query, count = await chosen(letters, ids, which, frozenset({LetterState.DEAD}))
             if not dry_run:
-                if count > 1 or (count and not ids):
-                    confirm(f"Discard {letters_word(count)}?", options)
+                confirm(f"Discard {letters_word(count)}?", count, ids, options)
                 count = await letters.discard(query, by=asked_by(), note=note)
         if count == 0 and not dry_run:
             raise CommandError("nothing to discard: none that fits is dead now", code=Exit.BAD_OUTCOME)

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from ..deadletters import LetterGroup, LetterPage, LetterState
 from ..deadletters.model import OPEN_STATES
 from ..escapes import escape
+from ..moments import rfc3339
 from ..trace.rendering import clock
 from .daemon import RouterOption
 from .failures import CommandError, Exit
@@ -123,7 +124,7 @@ def _fields(group: LetterGroup) -> dict[str, object]:
         "count": group.count,
         "counts": {state.value: count for state, count in group.counts.items()},
         "types": list(group.types),
-        "oldest": group.oldest.isoformat().replace("+00:00", "Z"),
-        "newest": group.newest.isoformat().replace("+00:00", "Z"),
+        "oldest": rfc3339(group.oldest),
+        "newest": rfc3339(group.newest),
         "sample": group.sample,
     }

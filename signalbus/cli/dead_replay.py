@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from ..deadletters import DeadLetters, LetterState, Replay
 from ..deadletters.model import DEFAULT_RATE
 from ..escapes import escape
+from ..moments import rfc3339
 from .daemon import RouterOption
 from .failures import CommandError, Exit
 from .interrupts import run_interruptible
@@ -58,8 +59,7 @@ def dead_replay(
             if dry_run:
                 _tell_dry(count, output, as_json=options.json)
                 return Exit.OK
-            if count > 1 or (count and not ids):
-                confirm(f"Replay {letters_word(count)} at up to {rate:g} a second?", options)
+            confirm(f"Replay {letters_word(count)} at up to {rate:g} a second?", count, ids, options)
             begun = await letters.replay(query, by=asked_by(), rate=rate)
             if begun.total == 0:
                 raise CommandError(_nothing(begun), code=Exit.BAD_OUTCOME, advice="signalbus dead list --each --all")
@@ -105,7 +105,7 @@ def _tell_dry(count: int, output: Output, *, as_json: bool) -> None:
 def _tell(replay: Replay, output: Output, *, as_json: bool, wait: bool) -> int:
     bad = replay.died_again + replay.returned
     if as_json:
-        output.json(**{**asdict(replay), "started": replay.started.isoformat().replace("+00:00", "Z")})
+        output.json(**{**asdict(replay), "started": rfc3339(replay.started)})
     else:
         parts = {
             "acked": replay.acked,

@@ -42,8 +42,7 @@ def dead_restore(
         async with keeper(options, router) as letters:
             query, count = await chosen(letters, ids, which, frozenset({state}))
             if not dry_run:
-                if count > 1 or (count and not ids):
-                    confirm(f"Restore {letters_word(count)}?", options)
+                confirm(f"Restore {letters_word(count)}?", count, ids, options)
                 count = await letters.restore(query, by=asked_by())
         if count == 0 and not dry_run:
             raise CommandError(f"nothing to restore: none that fits is {state} now", code=Exit.BAD_OUTCOME)

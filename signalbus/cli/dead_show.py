@@ -14,6 +14,7 @@ from ..deadletters import Letter
 from ..delivery import Failure
 from ..errors import DecodeError
 from ..escapes import escape
+from ..moments import rfc3339
 from ..trace.rendering import clock
 from .bodies import shown
 from .daemon import RouterOption
@@ -63,7 +64,7 @@ def letter_fields(letter: Letter) -> dict[str, object]:
         "history": [_failure_fields(failure) for failure in letter.history],
         "audit": [
             {
-                "at": entry.at.isoformat().replace("+00:00", "Z"),
+                "at": rfc3339(entry.at),
                 "by": entry.by,
                 "action": entry.action,
                 "replay": entry.replay,
@@ -101,7 +102,7 @@ def _failure_fields(failure: Failure) -> dict[str, object]:
         "attempt": failure.attempt,
         "error": failure.error,
         "message": failure.message,
-        "at": failure.at.isoformat().replace("+00:00", "Z"),
+        "at": rfc3339(failure.at),
         "session": failure.session,
         "traceback": failure.traceback,
     }

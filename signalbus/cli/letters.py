@@ -16,6 +16,7 @@ from ..config import Settings, SqliteUrl, parse_url
 from ..deadletters import DeadLetters, LetterQuery, LetterState, LetterSummary
 from ..deadletters.model import OPEN_STATES
 from ..escapes import escape
+from ..moments import rfc3339
 from ..trace.rendering import clock
 from ..web.remote_letters import RemoteLetters
 from .connect import command_bus, command_name, require_store
@@ -121,9 +122,12 @@ async def one_letter(letters: DeadLetters, prefix: str) -> LetterSummary:
     )
 
 
-def confirm(question: str, options: Options) -> None:
-    """Ask whoever sits there. Raises `CommandError` where nobody does, and after a no."""
-    if options.yes:
+def confirm(question: str, count: int, ids: Sequence[str], options: Options) -> None:
+    """Ask whoever sits there, if more is meant than one that was named.
+
+    Raises `CommandError` where nobody sits, and after a no.
+    """
+    if options.yes or count == 0 or (count == 1 and ids):
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise CommandError(f"{question} Nobody can be asked here", code=Exit.USAGE, advice="pass --yes, or --dry-run")
@@ -139,10 +143,7 @@ def asked_by() -> str:
 
 def summary_fields(letter: LetterSummary) -> dict[str, object]:
     """Return a dead letter as JSON data."""
-    fields = asdict(letter)
-    for name in ("died", "changed"):
-        fields[name] = fields[name].isoformat().replace("+00:00", "Z")
-    return fields
+    return {**asdict(letter), "died": rfc3339(letter.died), "changed": rfc3339(letter.changed)}
 
 
 def state_words(state: LetterState) -> str:

@@ -31,6 +31,7 @@ from typing import cast
 import pydantic_core
 
 from ..ledger import Origin
+from ..moments import rfc3339
 from .listing import Listed
 from .model import Attempt, Delivery, Reply, SignalTrace, Trace
 from .rendering import moment
@@ -136,7 +137,7 @@ def _who(origin: Origin | None) -> dict[str, object] | None:
 
 def _time(at: float | None) -> str | None:
     time = moment(at)
-    return None if time is None else time.isoformat().replace("+00:00", "Z")
+    return None if time is None else rfc3339(time)
 
 
 def _data(data: str | None) -> object:

@@ -20,7 +20,7 @@ from ..errors import SignalBusError
 from ..escapes import escape
 from ..otel import install_if_asked
 from ..web.access import Access
-from ..web.window import free_access, window_on
+from ..web.window import window_on
 from .failures import CommandError, Exit
 from .interrupts import SIGNALS, stop_now
 from .options import Options
@@ -79,7 +79,7 @@ def _access(bus: Bus, listen: str | None) -> Access | None:
         return None
     embedded = isinstance(parse_url(bus.settings.url), SqliteUrl)
     if listen is None:
-        return free_access() if embedded else None
+        return Access(or_any=True) if embedded else None
     if not embedded:
         raise CommandError(
             "the page of a bus on RabbitMQ is served by a router",

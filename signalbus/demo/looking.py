@@ -14,7 +14,8 @@ from ..router.daemon import Router
 from ..trace.listing import Retention
 from ..trace.reader import TraceReader
 from ..trace.store import SqliteStore
-from ..web.window import free_access, window_on
+from ..web.access import Access
+from ..web.window import window_on
 from .place import Place
 
 LOOK_SECONDS = 10.0
@@ -36,7 +37,7 @@ async def looking(place: Place, bus: Bus) -> AsyncGenerator[Window]:
     """Open a window on a demo."""
     if isinstance(bus.broker, SqliteBroker):
         async with (
-            window_on(bus, free_access(), LOOK_SECONDS) as url,
+            window_on(bus, Access(or_any=True), LOOK_SECONDS) as url,
             await bus.broker.traces(LOOK_SECONDS) as traces,
         ):
             yield Window(url=url, traces=traces, letters=await bus.broker.letters(LOOK_SECONDS))
@@ -53,7 +54,7 @@ def _store(place: Place) -> SqliteStore:
 async def _routing(place: Place) -> AsyncGenerator[Router]:
     """Run a router, as `signalbus router` does."""
     bus = Bus(place.url, name="signalbus-demo/router", connect_timeout=LOOK_SECONDS, ledger="off")
-    router = Router(bus, place.store, KEPT, access=free_access())
+    router = Router(bus, place.store, KEPT, access=Access(or_any=True))
     serving = asyncio.create_task(router.serve(), name="demo/router")
     ready = asyncio.create_task(router.ready.wait(), name="demo/router is ready")
     try:

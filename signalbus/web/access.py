@@ -25,7 +25,8 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Where to listen, and whom to answer. ``port`` 0: any that is free. ``names``: further hosts of our own URL.
+    """Where to listen, and whom to answer. ``port`` 0: any that is free; ``or_any``: any that is free if ``port`` is
+    taken. ``names``: further hosts of our own URL.
 
     With a ``token`` every request has to bring it. Without one only this machine is answered: raises `ConfigError` for
     another address.
@@ -33,6 +34,7 @@ class Access:
 
     host: str = "127.0.0.1"
     port: int = 8642
+    or_any: bool = False
     token: str | None = field(default=None, repr=False)
     names: frozenset[str] = frozenset()
     clock: Callable[[], float] = field(default=time.time, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Generator
 
@@ -16,6 +17,7 @@ from .closing import closing_of
 from .protocol import Config, Limits
 
 DEFAULT_LIMITS = Limits()
+_BACKLOG = 128  # connections that the kernel accepts for us
 
 
 class WebServer:
@@ -105,16 +107,29 @@ async def _listening(access: Access) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"cannot listen on {access.host}: {error}") from error
     family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-    listening = socket.socket(family, kind, protocol)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setblocking(False)
-        listening.bind(address)
+        try:
+            return _bound(socket.socket(family, kind, protocol), address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not access.or_any:
+                raise
+            return _bound(socket.socket(family, kind, protocol), (address[0], 0, *address[2:]))
     except OSError as error:
-        listening.close()
         kind_of = NotPermitted if isinstance(error, PermissionError) else ConfigError
         raise kind_of(
             f"cannot listen on {access.host}:{access.port}: {error.strerror}; "
             "name another port, or end the program that has it"
         ) from error
+
+
+def _bound(listening: socket.socket, address: tuple[object, ...]) -> socket.socket:
+    """Return the socket, listening: two may be bound to one address until one of them does. Closes it on an error."""
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setblocking(False)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError:
+        listening.close()
+        raise
     return listening

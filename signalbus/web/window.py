@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -51,18 +50,6 @@ async def window_on(bus: Bus, access: Access, timeout: float) -> AsyncGenerator[
         supervisor = Supervisor("window", _given_up, children=[as_child(server)])
         async with supervisor:
             yield server.url
-
-
-def free_access() -> Access:
-    """Return the usual address on this machine, or one with another port if that is taken."""
-    usual = Access()
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((usual.host, usual.port))
-        except OSError:
-            return Access(port=0)
-    return usual
 
 
 @asynccontextmanager

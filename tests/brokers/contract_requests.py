@@ -421,7 +421,7 @@ async def a_responder_that_leaves_in_good_order_still_replies(world: World) -> N
         # From now on there is nobody for others ...
         async def refused() -> bool:
             try:
-                await bus.request("ask", 2, timeout=0.2)
+                await bus.request("ask", 2, timeout=1)
             except (NoResponder, ResponderDown):
                 return True
             except RequestTimeout:

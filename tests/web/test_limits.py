@@ -249,11 +249,15 @@ async def test_it_may_be_run_again_as_supervisors_do(tmp_path: Path) -> None:
             assert not again.ready.is_set()
 
 
-async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+async def test_a_port_that_is_taken_is_named_or_another_is_used(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         other = WebServer(here.server.app, Access(port=here.port))
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{here.port}: Address already in use"):
             await other.serve()
+        another = WebServer(here.server.app, Access(port=here.port, or_any=True))
+        async with serving(another):
+            assert another.port != here.port
+            assert (await get(another.port, "/healthz")).status == 200
     nowhere = WebServer(here.server.app, Access(host="no.such.host.invalid", port=0, token="x" * 16))
     with pytest.raises(ConfigError, match=r"cannot listen on no\.such\.host\.invalid"):
         await nowhere.serve()

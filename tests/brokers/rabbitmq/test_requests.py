@@ -176,7 +176,7 @@ async def test_without_an_answer_a_request_expires_at_its_deadline(brokers: Brok
     started = clock()
     answer = await asker.broker.request(signal(1, QUOTE), 0.3)
     assert answer.kind is AnswerKind.EXPIRED
-    assert 0.29 < clock() - started < 0.6
+    assert 0.29 < clock() - started < 2.0
     (request,) = await unanswered(service)
     assert await service.responder.answer(request, echo(request))
     await eventually(lambda: asker.broker.health().counters.get("replies_late", 0) == 1)

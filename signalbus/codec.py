@@ -11,17 +11,18 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import is_dataclass
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
-from typing import cast
+from typing import NamedTuple, cast
 
 import orjson
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
 from .errors import DecodeError, InvalidSignal
-from .signals import ATTRIBUTES, ExtensionValue, Signal, check_signal_type, check_source, new_id, utc_now
+from .moments import rfc3339_now
+from .signals import ATTRIBUTES, ExtensionValue, Signal, check_signal_type, check_source, new_id
 
 HeaderValue = str | int | bool
 
@@ -48,9 +49,10 @@ _NONE = (None,) * len(_OPTIONAL)
 _BINARY = (bytes, bytearray, memoryview)
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedSignal:
+class EncodedSignal(NamedTuple):
     """A signal as it travels and is stored. ``headers`` hold its attributes, prefixed; ``body`` its data."""
+
+    # A tuple is made in a third of the time of a frozen dataclass; each signal is one, at both ends.
 
     id: str
     type: str
@@ -105,7 +107,7 @@ def encode_plain(signal_type: str, data: object, source: str, cause: EncodedSign
         _ID: signal_id,
         _TYPE: signal_type,
         _SOURCE: source,
-        _TIME: _written(utc_now()),
+        _TIME: rfc3339_now(),
     }
     if cause is not None:
         headers[CAUSATION] = cause.id
@@ -158,7 +160,7 @@ def text_header(encoded: EncodedSignal, header: str) -> str | None:
 def with_headers(encoded: EncodedSignal, **headers: str | None) -> EncodedSignal:
     """Return the signal with further attributes, those that are not None."""
     added = {PREFIX + name: value for name, value in headers.items() if value is not None}
-    return replace(encoded, headers={**encoded.headers, **added}) if added else encoded
+    return encoded._replace(headers={**encoded.headers, **added}) if added else encoded
 
 
 def decode(encoded: EncodedSignal) -> Signal:

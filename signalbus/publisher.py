@@ -10,10 +10,10 @@ import random
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from .brokers.base import CONFIRMED, Broker, PublishOutcome, PublishResult
-from .codec import CAUSATION, CORRELATION, SOURCE, SUBJECT, TIME, TRACE_PARENT, EncodedSignal, HeaderValue
+from .codec import CAUSATION, CORRELATION, SOURCE, SUBJECT, TIME, TRACE_PARENT, EncodedSignal
 from .errors import (
     Backpressure,
     BatchError,
@@ -34,6 +34,9 @@ BATCH = 500  # signals sent before their outcomes are looked at; enough to fill 
 HEADERS_LIMIT = 65_536  # more than the attributes of a signal can have
 FIRST_PAUSE = 0.05  # seconds before the first repeat; doubles
 LONGEST_PAUSE = 1.0
+
+_TOLD = (SOURCE, SUBJECT, TIME, CORRELATION, CAUSATION, TRACE_PARENT)  # attributes that the ledger keeps
+_Told = tuple[str, str | None, str | None, str | None, str | None, str | None]
 
 
 @dataclass(slots=True)
@@ -229,35 +232,11 @@ class Publisher:
     def _tell_accepted(
         self, encoded: EncodedSignal, outcome: PublishOutcome, payload: Payload | None, tries: int, seconds: float
     ) -> None:
-        header = encoded.headers.get
-        self._recorder.accepted(
-            encoded.id,
-            encoded.type,
-            str(header(SOURCE, "")),
-            _text(header(SUBJECT)),
-            _text(header(TIME)),
-            _text(header(CORRELATION)),
-            _text(header(CAUSATION)),
-            _text(header(TRACE_PARENT)),
-            outcome.subscriptions,
-            payload,
-            tries,
-            seconds,
-        )
+        told = _attributes(encoded)
+        self._recorder.accepted(encoded.id, encoded.type, *told, outcome.subscriptions, payload, tries, seconds)
 
     def _tell_unroutable(self, encoded: EncodedSignal, payload: Payload | None) -> None:
-        header = encoded.headers.get
-        self._recorder.unroutable(
-            encoded.id,
-            encoded.type,
-            str(header(SOURCE, "")),
-            _text(header(SUBJECT)),
-            _text(header(TIME)),
-            _text(header(CORRELATION)),
-            _text(header(CAUSATION)),
-            _text(header(TRACE_PARENT)),
-            payload,
-        )
+        self._recorder.unroutable(encoded.id, encoded.type, *_attributes(encoded), payload)
 
 
 def _pending(batch: Sequence[EncodedSignal], payloads: Sequence[Payload | None]) -> list[_Pending]:
@@ -267,8 +246,9 @@ def _pending(batch: Sequence[EncodedSignal], payloads: Sequence[Payload | None])
     return [_Pending(encoded, payload, began) for encoded, payload in zip(batch, payloads, strict=True)]
 
 
-def _text(value: HeaderValue | None) -> str | None:
-    return value if value is None or isinstance(value, str) else str(value)
+def _attributes(encoded: EncodedSignal) -> _Told:
+    # All are texts, as they were encoded from a `Signal`, which has no others by these names.
+    return cast("_Told", tuple(map(encoded.headers.get, _TOLD)))
 
 
 def _given_up(pending: _Pending) -> SignalBusError:

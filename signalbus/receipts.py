@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Outcome(StrEnum):
@@ -25,13 +26,14 @@ class SubscriptionOutcome:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(NamedTuple):
     """Proof that a signal is stored. ``routed`` is False only if nobody subscribes and that was allowed.
 
     ``attempts`` counts the sends it took; above 1, subscribers may see a duplicate with the same ``id``.
     ``subscriptions`` has what became of it, by name; filled by ``publish(until="acked")`` only.
     """
+
+    # A tuple is made in a quarter of the time of a frozen dataclass; each publish returns one.
 
     id: str
     type: str

@@ -33,6 +33,7 @@ REFUSALS = (ACCESS_REFUSED, LOCKED, PRECONDITION_FAILED, NOT_ALLOWED)
 
 CLOSE_SECONDS = 2.0
 RETRY_FLUSH_SECONDS = 0.001
+BURST_BYTES = 32 * 1024  # that are written at once, without waiting for the end of the loop's turn
 
 # aiormq drops the reply code of a closed channel and keeps only a class for it.
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -148,9 +149,10 @@ def _reason(error: BaseException) -> str:
 
 
 class FrameWriter:
-    """Writes frames of one channel in the order of the calls, together once a turn of the event loop.
+    """Writes frames of one channel in the order of the calls, many together: at the latest once a turn of the loop.
 
-    One write for many frames is what makes publishing and acknowledging fast. Callers bound what is in flight.
+    One write for many frames is what makes publishing and acknowledging fast; but in a turn with much to write, the
+    broker is not to wait for the end of it. Callers bound what is in flight.
     ``last`` returns frames that are only known at the end of a turn, which `schedule` announces.
     """
 
@@ -160,14 +162,19 @@ class FrameWriter:
         self._queue = cast("asyncio.Queue[ChannelFrame]", channel.write_queue)  # pyright: ignore[reportUnknownMemberType]
         self._last = last
         self._pending: list[bytes] = []
+        self._size = 0  # of what is pending
         self._scheduled = False
         self._dead = False
         self._loop = asyncio.get_running_loop()
 
     def write(self, frames: bytes) -> None:
         """Hand frames over; does not block."""
-        if not self._dead:
-            self._pending.append(frames)
+        if self._dead:
+            return
+        self._pending.append(frames)
+        self._size += len(frames)
+        lane = self._lane
+        if self._size < BURST_BYTES or lane is None or lane.full or not self._pass_on():
             self.schedule()
 
     def schedule(self) -> None:
@@ -183,8 +190,7 @@ class FrameWriter:
             return
         if self._last is not None and (frames := self._last()):
             self._pending.append(frames)
-        if not self._pending or self._passed_on(b"".join(self._pending)):
-            self._pending.clear()
+        if not self._pending or self._pass_on():
             return
         self._scheduled = True
         if self._lane is not None:
@@ -192,13 +198,18 @@ class FrameWriter:
         else:
             self._loop.call_later(RETRY_FLUSH_SECONDS, self.flush)
 
-    def _passed_on(self, frames: bytes) -> bool:
+    def _pass_on(self) -> bool:
+        frames = b"".join(self._pending)
         if self._lane is not None:
-            return self._lane.write(frames)
-        try:
-            self._queue.put_nowait(ChannelFrame(frames, should_close=False))
-        except asyncio.QueueFull:
-            return False
+            if not self._lane.write(frames):
+                return False
+        else:
+            try:
+                self._queue.put_nowait(ChannelFrame(frames, should_close=False))
+            except asyncio.QueueFull:
+                return False
+        self._pending.clear()
+        self._size = 0
         return True
 
     async def drain(self, timeout: float) -> None:
@@ -212,3 +223,4 @@ class FrameWriter:
         """Write nothing more: frames for a closed channel make the broker close the whole connection (504)."""
         self._dead = True
         self._pending.clear()
+        self._size = 0

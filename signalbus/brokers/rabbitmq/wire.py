@@ -61,20 +61,19 @@ class Message:
 
 def problem_of(signal: EncodedSignal) -> str | None:
     """Return why a signal cannot go on the wire, or None. The broker would close the channel or connection on it."""
-    size = 0
-    for key, value in signal.headers.items():
-        if (problem := _problem_of_name(key)) is not None:
-            return problem
-        size += len(key) + 8
-        kind = type(value)
-        if kind is str:
-            size += len(cast("str", value))
-        elif kind is int:
+    headers = signal.headers
+    problem, size = _names(tuple(headers))
+    if problem is not None:
+        return problem
+    for key, value in headers.items():
+        if type(value) is str:
+            size += len(value)
+        elif type(value) is int:
             if value not in _INT64:
                 return f"header {key!a} is an integer beyond 64 bits"
-        elif kind is not bool:
-            return f"header {key!a} is {kind.__name__}, not str, int or bool"
-    if size * 4 > HEADERS_BYTES and _headers_bytes(signal.headers) > HEADERS_BYTES:
+        elif type(value) is not bool:
+            return f"header {key!a} is {type(value).__name__}, not str, int or bool"
+    if size * 4 > HEADERS_BYTES and _headers_bytes(headers) > HEADERS_BYTES:
         return f"the headers have more than {HEADERS_BYTES} bytes"
     if len(signal.type) * 4 > SHORT_BYTES and len(signal.type.encode("utf-8", "replace")) > SHORT_BYTES:
         return f"the type has more than {SHORT_BYTES} bytes"
@@ -82,6 +81,12 @@ def problem_of(signal: EncodedSignal) -> str | None:
 
 
 @lru_cache(NAMES)
+def _names(keys: tuple[str, ...]) -> tuple[str | None, int]:
+    """Return what is wrong with the names of headers, and how much room they take with values of no size."""
+    problems = [problem for key in keys if (problem := _problem_of_name(key)) is not None]
+    return (problems[0] if problems else None), sum(len(key) + 8 for key in keys)
+
+
 def _problem_of_name(key: str) -> str | None:
     if type(key) is not str or not key.startswith(PREFIXES):
         return f"header {key!a} is not an attribute of CloudEvents"

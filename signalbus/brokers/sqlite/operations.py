@@ -82,10 +82,8 @@ class Publish(Operation[Sequence[PublishOutcome]]):
         super().__init__(future, deadline)
         self.records = records
         self.weight = len(records)
-        size = 0
-        for record in records:
-            size += len(record[1]) + len(record[2])
-        self.size = size
+        for _, head, body, _ in records:
+            self.size += len(head) + len(body)
 
     def apply(self, group: Group) -> None:
         group.publish(self)

@@ -7,7 +7,7 @@ frames out of the byte stream, in the event loop's read callback, and leaves all
                 ├─ channel is marked, frame is hot ─▶ Track.take ─▶ deliver(Received) · confirm(tag…) · returned(id)
                 └─ every other frame ─▶ asyncio.StreamReader ─▶ aiormq: handshake, topology, closing, heartbeats
 
-    publish, ack, nack ─▶ encoding ─▶ FrameWriter, once a turn of the loop ─▶ LaneReader.write ─▶ socket
+    publish, ack, nack ─▶ encoding ─▶ FrameWriter, many at a time ─▶ LaneReader.write ─▶ socket
 
 Hot are, on channels that were marked: Basic.Deliver and Basic.Return with their header and bodies, Basic.Ack and
 Basic.Nack. What the lane cannot read it does not judge: the driver gets it, and does what it does without a lane.

@@ -24,7 +24,8 @@ _REMEMBERED = 1_024
 _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">BHIHHQH")  # frame, then class, weight, body size, flags
 _TIME = struct.Struct(">Q")
-_SHORT = [bytes((length,)) for length in range(256)]
+_SHORT = [bytes((length,)) for length in range(256)]  # sizes of texts, as they stand before them
+_LONG = [length.to_bytes(4) for length in range(256)]
 _HEADER_KIND, _BODY_KIND, _END = 2, 3, b"\xce"
 _BASIC = commands.Basic.frame_id
 _FIXED = 14  # class, weight, body size and flags
@@ -118,7 +119,8 @@ def _table(headers: Mapping[str, FieldValue]) -> bytes:
     for name, value in headers.items():
         if type(value) is str:
             text = value.encode()
-            parts += (_text_name(name), len(text).to_bytes(4), text)
+            size = len(text)
+            parts += (_text_name(name), _LONG[size] if size < len(_LONG) else size.to_bytes(4), text)
         else:
             parts += (_name(name), encode.encode_table_value(value))
     encoded = b"".join(parts)

@@ -53,7 +53,7 @@ class LaneReader(asyncio.StreamReader):
         self._size = 0  # of this rest
         self._needed = 0  # bytes until it is worth another look
         self._socket: asyncio.Transport | None = None
-        self._full = False
+        self.full = False  # the socket takes no more for now
         self._waiting: dict[Callable[[], None], None] = {}
 
     def mark(self, channel: int, track: Track) -> None:
@@ -141,7 +141,7 @@ class LaneReader(asyncio.StreamReader):
 
     def write(self, frames: bytes) -> bool:
         """Write whole frames. False: not now, the socket takes no more; see `when_writable`."""
-        if self._full:
+        if self.full:
             return False
         if self._socket is not None and not self._socket.is_closing():
             self._socket.write(frames)
@@ -153,11 +153,11 @@ class LaneReader(asyncio.StreamReader):
 
     def pause_writing(self) -> None:
         """Write no more for now: the broker is slow, or has blocked us."""
-        self._full = True
+        self.full = True
 
     def resume_writing(self) -> None:
         """Write on."""
-        self._full = False
+        self.full = False
         waiting, self._waiting = self._waiting, {}
         for callback in waiting:
             callback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,11 +15,20 @@ from tests.brokers.world import World
 RABBITMQ_OPTIONS = "backoff_cap=0.5&silent_after=3"
 
 
+# `SIGNALBUS_TEST_LANE=off make test-faults` runs the suites on the driver alone.
+LANE = os.environ.get("SIGNALBUS_TEST_LANE", "on")
+
+
+def query_of(broker: str) -> str:
+    """Return the query of the URL for a broker, whose name says the type of queue, and whether to do without a lane."""
+    queue_type, _, without_lane = broker.removeprefix("rabbitmq-").partition("-")
+    return f"queue_type={queue_type}&lane={'off' if without_lane else LANE}&{RABBITMQ_OPTIONS}"
+
+
 @pytest.fixture
 def rabbitmq_options(broker: str) -> str:
-    """Query of the URL for the `broker` parameter, which names the type of queue, and whether to do without a lane."""
-    queue_type, _, without_lane = broker.removeprefix("rabbitmq-").partition("-")
-    return f"queue_type={queue_type}&lane={'off' if without_lane else 'on'}&{RABBITMQ_OPTIONS}"
+    """Query of the URL for the `broker` parameter."""
+    return query_of(broker)
 
 
 @pytest.fixture

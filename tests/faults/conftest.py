@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from signalbus.testing.rabbitmq import PrivateNode
+from tests.brokers.conftest import query_of
 from tests.brokers.world import World
 
 BROKERS = ["sqlite", "rabbitmq-quorum", "rabbitmq-classic"]
@@ -21,7 +22,6 @@ async def world(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> 
     else:
         node: PrivateNode = request.getfixturevalue("fault_node")
         url = await node.vhost()
-        options = f"queue_type={broker.removeprefix('rabbitmq-')}&backoff_cap=0.5&silent_after=3&heartbeat=2"
-        world = World(f"{url}?{options}", tmp_path, node)
+        world = World(f"{url}?{query_of(broker)}&heartbeat=2", tmp_path, node)
     yield world
     await world.aclose()

@@ -24,6 +24,7 @@ from tests.brokers.sqlite.support import SECONDS, Peer, Place, Said, remove_sock
 from tests.leaks import open_descriptors
 from tests.support import eventually
 
+SOON = 1.0  # for what is answered at once; who waits for something waits ten times as long
 SHORT = 0.5  # for a request that nobody answers; on a busy machine, time enough to ask the database first
 
 
@@ -424,7 +425,7 @@ async def test_more_than_the_backlog_is_refused_at_once_and_others_are_tried(pla
     await eventually(lambda: len(responder._waiting) == 3)
     answer, seconds = await _timed(broker.request(ask(), SECONDS))
     assert answer.kind is AnswerKind.OVERLOADED
-    assert seconds < 0.1
+    assert seconds < SOON
     await _responding(place, "echo")
     assert (await broker.request(ask(), SECONDS)).kind is AnswerKind.REPLY
     for request in held:
@@ -465,7 +466,7 @@ async def test_a_stopped_responder_blocks_nobody_and_fills_no_memory(
     assert {(await each).kind for each in asking} == {AnswerKind.EXPIRED}
     answer, seconds = await _timed(broker.request(ask(), SECONDS))
     assert answer.kind is AnswerKind.REPLY
-    assert seconds < 0.1
+    assert seconds < SOON
     assert time.monotonic() - begun < 5.0
     answering.kill()
     begun = time.monotonic()
@@ -490,7 +491,7 @@ async def test_a_stopped_requester_blocks_no_other_one(place: Place, monkeypatch
     serving = asyncio.create_task(_echo(responder))
     for _ in range(10):
         answer, seconds = await _timed(broker.request(ask(), SECONDS))
-        assert (answer.kind, seconds < 0.1) == (AnswerKind.REPLY, True)
+        assert (answer.kind, seconds < SOON) == (AnswerKind.REPLY, True)
     assert await late is False
     foreign.close()
     assert await responder.answer(requests[2], huge) is False
@@ -552,7 +553,7 @@ async def test_requests_go_on_while_the_database_is_held(place: Place) -> None:
     begun = time.monotonic()
     while time.monotonic() - begun < 1.5:  # until what is known is old
         answer, seconds = await _timed(broker.request(ask(), SECONDS))
-        assert (answer.kind, seconds < 0.2) == (AnswerKind.REPLY, True)
+        assert (answer.kind, seconds < SOON) == (AnswerKind.REPLY, True)
     peer.tell()
 
 
@@ -735,7 +736,7 @@ async def test_a_removed_socket_is_said_honestly_and_made_again(place: Place) ->
     remove_sockets(await settled(other))
     answer, seconds = await _timed(broker.request(ask(), SECONDS))
     assert answer.kind is AnswerKind.NO_RESPONDER
-    assert seconds < 0.1
+    assert seconds < SOON
 
     async def reached() -> bool:
         return (await broker.request(ask(), SECONDS)).kind is AnswerKind.REPLY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
@@ -340,7 +340,7 @@ class Bus:
             settled = await awaited.wait(deadline - clock())
         finally:
             self._member.acknowledgements.forget(encoded.id, awaited)
-        receipt = receipt._replace(subscriptions=awaited.results())
+        receipt = replace(receipt, subscriptions=awaited.results())
         if not settled:
             raise NotSettled(receipt, timeout)
         return receipt

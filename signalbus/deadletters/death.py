@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..codec import RECEIPT_TO, SOURCE, EncodedSignal, text_header
 from ..delivery import DeadReason, Failure
@@ -83,4 +83,4 @@ def to_send(content: EncodedSignal, receipt_to: str = "") -> EncodedSignal:
     headers = {name: value for name, value in content.headers.items() if name != RECEIPT_TO}
     if receipt_to:
         headers[RECEIPT_TO] = receipt_to
-    return content._replace(headers=headers)
+    return replace(content, headers=headers)

@@ -46,7 +46,7 @@ def test_what_a_terminal_would_obey_is_escaped() -> None:
 def test_a_dead_letter_comes_back_as_it_was() -> None:
     known = letter(1, detail=HOSTILE, place="\x7f", body=bytes(range(256)) * 100)
     headers = {**known.content.headers, "flag": True, "number": 1, "large": 2**70, "text": "1"}
-    known = replace(known, content=known.content._replace(headers=headers, content_type=None))
+    known = replace(known, content=replace(known.content, headers=headers, content_type=None))
     found = LETTER.load(written(LETTER.dump(known)))
     assert found == known
     assert {name: type(value) for name, value in found.content.headers.items()} == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...codec import PREFIX, EncodedSignal
 from ...deadletters.death import to_send
@@ -41,7 +42,7 @@ class Replaying:
         signal = to_send(content, ROUTERS)
         if _ID not in signal.headers:
             # Its id was that of the message. Those are new for each, and it has to be known again.
-            signal = signal._replace(headers={_ID: signal.id, **signal.headers})
+            signal = replace(signal, headers={_ID: signal.id, **signal.headers})
         if (problem := wire.problem_of(signal)) is not None:
             return PublishOutcome(PublishResult.REFUSED, problem)
         properties = wire.persistent(signal, self._publisher.next_id(), int(time.time()))

@@ -21,9 +21,8 @@ import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
 from .errors import DecodeError, InvalidSignal
-from .moments import rfc3339_now
 from .setters import setters
-from .signals import ATTRIBUTES, ExtensionValue, Signal, check_signal_type, check_source, new_id
+from .signals import ATTRIBUTES, ExtensionValue, Signal, check_signal_type, check_source, new_id, utc_now_text
 
 HeaderValue = str | int | bool
 
@@ -106,7 +105,7 @@ def encode(signal: Signal, *, default_source: str = "", cause: EncodedSignal | N
         headers[PREFIX + name] = value
     if cause is not None:
         headers.setdefault(CAUSATION, cause.id)
-        headers.setdefault(CORRELATION, cause.headers.get(CORRELATION, cause.id))
+        headers.setdefault(CORRELATION, _correlation(cause))
     body, content_type = encode_data(signal.data, signal.datacontenttype)
     return EncodedSignal(signal.id, signal.type, headers, body, content_type)
 
@@ -124,11 +123,11 @@ def encode_plain(signal_type: str, data: object, source: str, cause: EncodedSign
         _ID: signal_id,
         _TYPE: signal_type,
         _SOURCE: source,
-        _TIME: rfc3339_now(),
+        _TIME: utc_now_text(),
     }
     if cause is not None:
         headers[CAUSATION] = cause.id
-        headers[CORRELATION] = cause.headers.get(CORRELATION, cause.id)
+        headers[CORRELATION] = _correlation(cause)
     body, content_type = encode_data(data, None)
     return EncodedSignal(signal_id, signal_type, headers, body, content_type)
 
@@ -166,6 +165,11 @@ def encode_data(data: object, content_type: str | None) -> tuple[bytes, str | No
         return _dump_json(data), content_type or JSON
     except (TypeError, ValueError, RecursionError, pydantic_core.PydanticSerializationError) as error:
         raise InvalidSignal(f"data of type {type(data).__name__} cannot be written as JSON: {error}") from error
+
+
+def _correlation(cause: EncodedSignal) -> str:
+    """Return what a signal is correlated by that ``cause`` set off; a stranger's may be anything but a text."""
+    return text_header(cause, CORRELATION) or cause.id
 
 
 def text_header(encoded: EncodedSignal, header: str) -> str | None:

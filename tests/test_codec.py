@@ -454,6 +454,15 @@ def test_the_size_counts_body_and_headers() -> None:
 # The usual signal, encoded without being made first
 
 
+@pytest.mark.parametrize("foreign", [7, True])
+def test_what_a_stranger_correlates_by_no_text_is_correlated_by_its_id(foreign: int) -> None:
+    """Its handlers may run, as they look at its data only; what they publish has to be a signal all the same."""
+    headers: dict[str, HeaderValue] = {**encode(Signal(type="a.cause", source="s")).headers}
+    cause = EncodedSignal("c", "a.cause", {**headers, "cloudEvents_correlationid": foreign}, b"{}", "application/json")
+    for encoded in (encode_plain("b", 1, "shop", cause), encode(Signal(type="b", source="shop", data=1), cause=cause)):
+        assert (decode(encoded).correlationid, decode(encoded).causationid) == ("c", "c")
+
+
 @pytest.mark.parametrize("data", [None, {"total": 9.5}, b"\x00\xff", "text"])
 @pytest.mark.parametrize("caused", [False, True])
 def test_a_plain_signal_is_encoded_as_the_same_one_made_first(data: object, caused: bool) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signalbus import Bus, InvalidSignal, Signal
-from signalbus.signals import ATTRIBUTE_LIMIT, ATTRIBUTES, EXTENSIONS_LIMIT, new_id
+from signalbus.signals import ATTRIBUTE_LIMIT, ATTRIBUTES, EXTENSIONS_LIMIT, new_id, utc_now, utc_now_text
 
 
 def test_a_signal_is_immutable_and_identified() -> None:
@@ -134,3 +135,18 @@ def test_the_limits_of_extensions_are_those_of_a_frame() -> None:
     assert EXTENSIONS_LIMIT < 128 * 1024 // 2  # with the attributes, which add up to 20 kB, it fits a frame
     with pytest.raises(InvalidSignal, match=str(EXTENSIONS_LIMIT)):
         Signal(type="a", extensions={f"a{n:02}": "x" * 2_000 for n in range(17)})
+
+
+def test_the_time_of_day_as_text_is_that_of_the_clock() -> None:
+    for _ in range(1_000):
+        before = utc_now()
+        text = utc_now_text()
+        assert before <= datetime.fromisoformat(text) <= utc_now()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
+
+
+@pytest.mark.parametrize("nanoseconds", [0, 999_999_999, 1_000_000_000, 1_769_860_799_999_999_999])
+def test_the_text_of_a_time_is_right_around_seconds(nanoseconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signalbus.signals.time.time_ns", lambda: nanoseconds)
+    expected = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=nanoseconds // 1_000)
+    assert datetime.fromisoformat(utc_now_text()) == expected

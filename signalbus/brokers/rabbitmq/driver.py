@@ -173,8 +173,7 @@ class FrameWriter:
             return
         self._pending.append(frames)
         self._size += len(frames)
-        lane = self._lane
-        if self._size < BURST_BYTES or lane is None or lane.full or not self._pass_on():
+        if self._size < BURST_BYTES or self._lane is None or not self._pass_on():
             self.schedule()
 
     def schedule(self) -> None:
@@ -190,6 +189,7 @@ class FrameWriter:
             return
         if self._last is not None and (frames := self._last()):
             self._pending.append(frames)
+            self._size += len(frames)
         if not self._pending or self._pass_on():
             return
         self._scheduled = True
@@ -199,10 +199,11 @@ class FrameWriter:
             self._loop.call_later(RETRY_FLUSH_SECONDS, self.flush)
 
     def _pass_on(self) -> bool:
+        if self._lane is not None and self._lane.full:
+            return False
         frames = b"".join(self._pending)
         if self._lane is not None:
-            if not self._lane.write(frames):
-                return False
+            self._lane.write(frames)
         else:
             try:
                 self._queue.put_nowait(ChannelFrame(frames, should_close=False))

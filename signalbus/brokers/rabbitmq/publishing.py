@@ -167,11 +167,11 @@ class Publisher:
         self._sender: Sender | None = None
         self._opening = asyncio.Lock()
         self._learned = False
-        self._name, self._numbers = secrets.token_hex(8), itertools.count(1)
+        self._prefix, self._numbers = secrets.token_hex(8), itertools.count(1)
 
     def next_id(self) -> str:
         """Return a new AMQP message id: unique for each attempt, by anybody."""
-        return f"{self._name}-{next(self._numbers):x}"
+        return f"{self._prefix}-{next(self._numbers):x}"
 
     async def publish(self, envelopes: Sequence[Envelope], timeout: float) -> list[PublishOutcome]:
         """Publish in order and wait for the outcomes, at most ``timeout`` seconds.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -39,7 +39,8 @@ DETAIL_CHARACTERS = 2_000
 HEADERS_BYTES = 96 * 1024
 KEY_BYTES = 128  # pamqp cuts longer names with no more than a log line
 SHORT_BYTES = 255
-NAMES = 1_024  # of attributes that are remembered
+NAMES = 1_024  # sets of names of attributes that are remembered, if they are small
+NAMES_TOGETHER = 32  # names in such a set
 SMALL_CHARACTERS, SMALL_COUNT = 256, 64  # what is kept of a stranger's attributes that are too large
 _INT64 = range(-(2**63), 2**63)
 _COUNT_LIMIT = 1_000_000  # a forged counter must not overflow anything
@@ -62,7 +63,7 @@ class Message:
 def problem_of(signal: EncodedSignal) -> str | None:
     """Return why a signal cannot go on the wire, or None. The broker would close the channel or connection on it."""
     headers = signal.headers
-    problem, size = _names(tuple(headers))
+    problem, size = _names(tuple(headers)) if len(headers) <= NAMES_TOGETHER else _look_at_names(headers)
     if problem is not None:
         return problem
     for key, value in headers.items():
@@ -80,15 +81,17 @@ def problem_of(signal: EncodedSignal) -> str | None:
     return None
 
 
-@lru_cache(NAMES)
-def _names(keys: tuple[str, ...]) -> tuple[str | None, int]:
+def _look_at_names(keys: Iterable[object]) -> tuple[str | None, int]:
     """Return what is wrong with the names of headers, and how much room they take with values of no size."""
     problems = [problem for key in keys if (problem := _problem_of_name(key)) is not None]
-    return (problems[0] if problems else None), sum(len(key) + 8 for key in keys)
+    return (problems[0] if problems else None), sum(len(key) + 8 for key in keys if isinstance(key, str))
 
 
-def _problem_of_name(key: str) -> str | None:
-    if type(key) is not str or not key.startswith(PREFIXES):
+_names = lru_cache(NAMES)(_look_at_names)
+
+
+def _problem_of_name(key: object) -> str | None:
+    if not isinstance(key, str) or not key.startswith(PREFIXES):
         return f"header {key!a} is not an attribute of CloudEvents"
     if len(key.encode("utf-8", "replace")) > KEY_BYTES:
         return f"header {key[:40]!a}... has a name of more than {KEY_BYTES} bytes"

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiormq.abc import AbstractChannel
+from aiormq.channel import Channel
 from aiormq.exceptions import InvalidFrameError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ from signalbus.brokers.base import CONFIRMED, RETURNED, PublishResult
 from signalbus.brokers.rabbitmq import tolerant, wire
 from signalbus.brokers.rabbitmq.confirms import REFUSED, Confirmation, LaneConfirms, Lost
 from signalbus.brokers.rabbitmq.deadlines import LATE
-from signalbus.brokers.rabbitmq.driver import DriverFailure
+from signalbus.brokers.rabbitmq.driver import BURST_BYTES, DriverFailure, FrameWriter
 from signalbus.brokers.rabbitmq.lane import LaneReader, Persistent, Received, Track, publication
 from signalbus.brokers.rabbitmq.lane.decoding import of_header, read_header
 from signalbus.codec import decode, encode
@@ -495,6 +497,102 @@ async def test_what_is_written_to_a_closing_socket_is_dropped() -> None:
     socket.closing = True
     assert reader.write(b"1")
     assert socket.written == b""
+
+
+# Writing for one channel
+
+
+class Desk:
+    """A writer of frames on a lane, and what has gone to the socket."""
+
+    def __init__(self, *, with_lane: bool = True, last: Callable[[], bytes] | None = None) -> None:
+        self.reader, self.socket = endpoint().reader, Socket()
+        self.reader.set_transport(self.socket)
+        self.queue: asyncio.Queue[object] = asyncio.Queue()
+        channel = Channel.__new__(Channel)  # of which a writer uses no more than this
+        connection = SimpleNamespace(signalbus_lane=self.reader if with_lane else None)
+        vars(channel).update(connection=connection, write_queue=self.queue)
+        self.writer = FrameWriter(channel, last)
+
+    def take(self) -> bytes:
+        """Return what was written since the last look."""
+        written, self.socket.written = self.socket.written, b""
+        return written
+
+
+PIECE = 1024
+BURST = BURST_BYTES // PIECE
+
+
+def pieces(first: int, count: int) -> list[bytes]:
+    return [bytes([number % 256]) * PIECE for number in range(first, first + count)]
+
+
+async def test_little_is_written_at_the_end_of_the_turn_in_one_piece() -> None:
+    desk = Desk()
+    for piece in pieces(0, BURST - 1):
+        desk.writer.write(piece)
+    assert desk.take() == b""
+    await asyncio.sleep(0)
+    assert desk.take() == b"".join(pieces(0, BURST - 1))
+
+
+async def test_much_is_written_while_the_turn_goes_on_and_the_rest_at_its_end() -> None:
+    desk = Desk()
+    for piece in pieces(0, 2 * BURST + 3):
+        desk.writer.write(piece)
+    assert desk.take() == b"".join(pieces(0, 2 * BURST))
+    await asyncio.sleep(0)
+    assert desk.take() == b"".join(pieces(2 * BURST, 3))
+    await asyncio.sleep(0)
+    assert desk.take() == b""
+
+
+async def test_what_is_only_known_at_the_end_of_a_turn_comes_last() -> None:
+    desk = Desk(last=lambda: b"acks")
+    for piece in pieces(0, BURST + 1):
+        desk.writer.write(piece)
+    assert desk.take() == b"".join(pieces(0, BURST))
+    await asyncio.sleep(0)
+    assert desk.take() == b"".join(pieces(BURST, 1)) + b"acks"
+
+
+async def test_a_socket_that_is_full_in_the_middle_gets_the_rest_once_in_order() -> None:
+    desk = Desk()
+    for number, piece in enumerate(pieces(0, 5 * BURST)):
+        if number == 2 * BURST + 5:
+            desk.reader.pause_writing()
+        desk.writer.write(piece)
+    assert desk.take() == b"".join(pieces(0, 2 * BURST))
+    await asyncio.sleep(0)
+    desk.writer.write(b"more")
+    await asyncio.sleep(0)
+    assert desk.take() == b""
+    desk.reader.resume_writing()
+    assert desk.take() == b"".join(pieces(2 * BURST, 3 * BURST)) + b"more"
+    desk.writer.write(b"again")
+    await asyncio.sleep(0)
+    assert desk.take() == b"again"
+
+
+async def test_nothing_follows_the_end_of_a_channel() -> None:
+    desk = Desk()
+    for piece in pieces(0, BURST + 1):
+        desk.writer.write(piece)
+    desk.writer.kill()
+    desk.writer.write(b"more")
+    await asyncio.sleep(0)
+    assert desk.take() == b"".join(pieces(0, BURST))
+
+
+async def test_without_a_lane_the_driver_gets_all_of_a_turn_at_its_end() -> None:
+    desk = Desk(with_lane=False)
+    for piece in pieces(0, 3 * BURST):
+        desk.writer.write(piece)
+    assert desk.queue.empty()
+    await asyncio.sleep(0)
+    assert desk.queue.qsize() == 1
+    assert desk.take() == b""
 
 
 # Confirms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -90,6 +91,20 @@ def test_row_60_a_header_that_is_no_attribute_is_refused(header: str) -> None:
 )
 def test_row_61_a_header_value_that_breaks_the_connection_is_refused(value: object) -> None:
     assert wire.problem_of(_signal(cloudEvents_a=value)) is not None
+
+
+def test_names_that_are_equal_are_judged_alike_whatever_came_first() -> None:
+    class Name(StrEnum):
+        MINE = "cloudEvents_mine"
+
+    assert wire.problem_of(_signal(**{Name.MINE: "x"})) is None
+    assert wire.problem_of(_signal(cloudEvents_mine="x")) is None
+
+
+def test_row_61_a_wrong_name_is_found_among_many() -> None:
+    many = {f"cloudEvents_{number}": "x" for number in range(wire.NAMES_TOGETHER + 1)}
+    assert wire.problem_of(_signal(**many)) is None
+    assert "not an attribute" in (wire.problem_of(_signal(**many, CC="x")) or "")
 
 
 def test_row_61_long_names_are_refused() -> None:

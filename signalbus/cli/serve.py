@@ -31,7 +31,7 @@ from .reload import files_of, wait_changed, watched_files
 from .target import load_bus
 
 LOOK_SECONDS = 10.0  # for what the page asks
-GARBAGE = 10_000  # objects that may be left before cycles are looked for; Python's own limit is 700
+GARBAGE = 10_000  # objects that may be left before cycles are looked for; Python has 700, or 2,000 since 3.13
 
 
 class Ending(Enum):
@@ -48,6 +48,8 @@ def serve_here(target: str, *, reload: bool, supervised: bool, listen: str | Non
     """
     output = Output(options)
     begun = time.time_ns()
+    # A delivery makes no cycles, and lives just long enough to be looked at again and again: a tenth of the time.
+    gc.set_threshold(GARBAGE)  # before the program is loaded, which may know better
     try:
         bus = load_bus(target, options)
     except BaseException as error:
@@ -55,7 +57,9 @@ def serve_here(target: str, *, reload: bool, supervised: bool, listen: str | Non
             raise
         return _wait_for_better(error, begun, output)
     install_if_asked(bus.settings.name)
-    _spare_the_collector()
+    # What is loaded stays to the end, so there is no use in going through it again.
+    gc.collect()
+    gc.freeze()
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if find_spec("uvloop"):
         # By name: an optional package that type checkers need not have.
@@ -74,15 +78,6 @@ def serve_here(target: str, *, reload: bool, supervised: bool, listen: str | Non
     if ending is Ending.RELOAD:
         _start_again()
     return Exit.OK
-
-
-def _spare_the_collector() -> None:
-    """Leave alone what is loaded, and look for cycles less often; the process is ours.
-
-    A delivery makes no cycles, and lives just long enough to be looked at again and again: a tenth of the time.
-    """
-    gc.freeze()
-    gc.set_threshold(GARBAGE)
 
 
 def _access(bus: Bus, listen: str | None) -> Access | None:

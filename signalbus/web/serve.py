@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Generator
+from dataclasses import replace
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,13 +18,12 @@ from .closing import closing_of
 from .protocol import Config, Limits
 
 DEFAULT_LIMITS = Limits()
-_BACKLOG = 128  # connections that the kernel accepts for us
 
 
 class WebServer:
     """Serves an application. `serve` is for a `ChildSpec`, with `ready`; it may be run again after its end.
 
-    ``app`` is what it serves, ``port`` the one that it listens on; another one than asked for if that was 0.
+    ``app`` is what it serves, ``port`` the one that it listens on. Started again, it listens on the same one.
     """
 
     def __init__(self, app: Starlette, access: Access, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -54,6 +54,7 @@ class WebServer:
         closing.clear()
         with await _listening(self._access) as listening:
             self.port = listening.getsockname()[1]
+            self._access = replace(self._access, port=self.port, or_any=False)  # it was told to people
             server = self._server = _Server(Config(self.app, self._limits), self.ready)
             running = asyncio.create_task(server.serve(sockets=[listening]), name="web/server")
             try:
@@ -100,7 +101,7 @@ async def _ended(server: _Server, running: asyncio.Task[None]) -> None:
 
 
 async def _listening(access: Access) -> socket.socket:
-    """Return a socket that is bound; of several addresses, to one of IPv4, as ``localhost`` means to most."""
+    """Return a socket that listens; of several addresses, to one of IPv4, as ``localhost`` means to most."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(access.host, access.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -128,7 +129,7 @@ def _bound(listening: socket.socket, address: tuple[object, ...]) -> socket.sock
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setblocking(False)
         listening.bind(address)
-        listening.listen(_BACKLOG)
+        listening.listen()
     except OSError:
         listening.close()
         raise

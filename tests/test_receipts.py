@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, asdict, replace
+import copy
+import inspect
+import pickle
+from dataclasses import MISSING, FrozenInstanceError, asdict, fields, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -13,22 +16,59 @@ from signalbus.codec import EncodedSignal
 from signalbus.receipts import Outcome, SubscriptionOutcome
 
 AT = datetime(2026, 1, 31, 12, tzinfo=UTC)
+ACKED = SubscriptionOutcome(subscription="billing", outcome=Outcome.ACKED)
 RECEIPT = Receipt(id="1", type="order.placed", stored_at=AT)
-ENCODED = EncodedSignal("1", "order.placed", {"cloudEvents_id": "1"}, b"{}", "application/json")
+GIVEN: dict[type[Receipt | EncodedSignal], dict[str, object]] = {
+    Receipt: {
+        "id": "1",
+        "type": "order.placed",
+        "stored_at": AT,
+        "routed": False,
+        "attempts": 2,
+        "subscriptions": (ACKED,),
+    },
+    EncodedSignal: {
+        "id": "1",
+        "type": "order.placed",
+        "headers": {"cloudEvents_id": "1"},
+        "body": b"{}",
+        "content_type": "application/json",
+    },
+}
 
 
-def test_a_receipt_is_frozen_and_compared_by_value() -> None:
-    assert Receipt(id="1", type="order.placed", stored_at=AT) == RECEIPT
-    assert hash(Receipt(id="1", type="order.placed", stored_at=AT)) == hash(RECEIPT)
+@pytest.fixture(params=GIVEN, ids=lambda kind: kind.__name__)
+def kind(request: pytest.FixtureRequest) -> type[Receipt | EncodedSignal]:
+    found: type[Receipt | EncodedSignal] = request.param
+    return found
+
+
+def test_each_field_has_what_was_given(kind: type[Receipt | EncodedSignal]) -> None:
+    made = kind(**GIVEN[kind])  # type: ignore[arg-type]  # by name
+    assert {name: getattr(made, name) for name in GIVEN[kind]} == GIVEN[kind]
+    assert [field.name for field in fields(kind)] == list(GIVEN[kind])
+
+
+def test_what_makes_it_takes_its_fields_with_their_defaults(kind: type[Receipt | EncodedSignal]) -> None:
+    parameters = inspect.signature(kind).parameters.values()
+    nothing = inspect.Parameter.empty
+    assert [(each.name, MISSING if each.default is nothing else each.default) for each in parameters] == [
+        (field.name, field.default) for field in fields(kind)
+    ]
+
+
+def test_it_is_frozen_and_compared_by_value(kind: type[Receipt | EncodedSignal]) -> None:
+    made, same = (kind(**GIVEN[kind]) for _ in range(2))  # type: ignore[arg-type]  # by name
+    assert made == same
+    assert made != replace(made, id="2")
     with pytest.raises(FrozenInstanceError):
-        RECEIPT.id = "2"  # type: ignore[misc]
-    assert (RECEIPT.routed, RECEIPT.attempts, RECEIPT.subscriptions, RECEIPT.acked) == (True, 1, (), False)
+        made.id = "2"  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made
 
 
 def test_a_receipt_can_be_changed_into_another() -> None:
-    outcome = SubscriptionOutcome(subscription="billing", outcome=Outcome.ACKED)
-    changed = replace(RECEIPT, subscriptions=(outcome,), attempts=2)
-    assert (changed.id, changed.attempts, changed.acked) == ("1", 2, True)
+    changed = replace(RECEIPT, subscriptions=(ACKED,), attempts=2)
+    assert (changed.id, changed.attempts, changed.acked, RECEIPT.acked) == ("1", 2, True, False)
 
 
 def test_a_receipt_is_an_object_in_json() -> None:
@@ -36,12 +76,3 @@ def test_a_receipt_is_an_object_in_json() -> None:
     written = TypeAdapter(Receipt).dump_python(RECEIPT, mode="json")
     assert written == {**asdict(RECEIPT), "stored_at": "2026-01-31T12:00:00Z", "subscriptions": []}
     assert TypeAdapter(Receipt).validate_python(written) == RECEIPT
-
-
-def test_an_encoded_signal_is_frozen_and_compared_by_value() -> None:
-    assert replace(ENCODED, body=b"[]") == EncodedSignal(
-        "1", "order.placed", ENCODED.headers, b"[]", ENCODED.content_type
-    )
-    with pytest.raises(FrozenInstanceError):
-        ENCODED.body = b""  # type: ignore[misc]
-    assert repr(ENCODED).startswith("EncodedSignal(id='1', type='order.placed', headers=")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from .failures import CommandError, Exit
 from .moments import read_moment
 from .options import Options, flag
 from .prefixes import check_prefix, the_one
+from .questions import ask
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,13 +127,8 @@ def confirm(question: str, count: int, ids: Sequence[str], options: Options) -> 
 
     Raises `CommandError` where nobody sits, and after a no.
     """
-    if options.yes or count == 0 or (count == 1 and ids):
-        return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise CommandError(f"{question} Nobody can be asked here", code=Exit.USAGE, advice="pass --yes, or --dry-run")
-    print(f"{escape(question)} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise CommandError("nothing was changed", code=Exit.FAILED, advice="")
+    if count > 1 or (count == 1 and not ids):
+        ask(question, options, otherwise="pass --yes, or --dry-run")
 
 
 def asked_by() -> str:

@@ -110,3 +110,27 @@ def test_subscribers_of_rabbitmq(amqp_url: str, tmp_path: Path) -> None:
         out = signalbus("subscribers", cwd=tmp_path, env=env).out
         assert "✓ up" in out
         assert "shop (pid " in out
+
+
+def deleted_when_nobody_serves_it(env: dict[str, str] | None, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    with running("run", "shop:bus", cwd=tmp_path, env=env) as shop:
+        shop.wait_err("serving")
+        refused = signalbus("topology", "--delete", "billing", "--yes", cwd=tmp_path, env=env, check=1)
+        assert "would make it again" in refused.err
+    signalbus("publish", "order.x", "{}", cwd=tmp_path, env=env)
+    assert "Nobody can be asked" in signalbus("topology", "--delete", "billing", cwd=tmp_path, env=env, check=2).err
+    out = signalbus("topology", "--delete", "billing", "--yes", cwd=tmp_path, env=env).out
+    assert out == "deleted billing, with 1 signals\n"
+    assert (
+        "no subscription 'billing'" in signalbus("topology", "--delete", "billing", cwd=tmp_path, env=env, check=5).err
+    )
+    assert signalbus("topology", "--json", cwd=tmp_path, env=env).json()["subscriptions"] == []
+
+
+def test_a_subscription_is_deleted_when_nobody_serves_it(tmp_path: Path) -> None:
+    deleted_when_nobody_serves_it(None, tmp_path)
+
+
+def test_a_subscription_of_rabbitmq_is_deleted_when_nobody_serves_it(amqp_url: str, tmp_path: Path) -> None:
+    deleted_when_nobody_serves_it(environment(amqp_url), tmp_path)

@@ -16,6 +16,9 @@ from urllib.parse import quote, unquote, urlsplit
 
 from signalbus.testing.rabbitmq import NodeError, NodeProcess, find_server
 
+#: What docs/operating.md says is enough: to configure, to write, to read.
+RIGHTS = (r"^signalbus\.", r"^(signalbus\.|amq\.default$)", r"^signalbus\.")
+
 
 class RabbitMQ(Protocol):
     """A broker that hands out virtual hosts."""
@@ -37,6 +40,12 @@ class LocalNode:
 
     def make_vhost(self) -> str:
         return self.process.url(self.process.add_vhost())
+
+    def narrow(self, url: str) -> None:
+        """Take all rights from its user but `RIGHTS`."""
+        parts = urlsplit(url)
+        given = ", ".join(f'<<"{text}">>' for text in (parts.username, unquote(parts.path[1:]), *RIGHTS, "test"))
+        self.process.eval(f"rabbit_auth_backend_internal:set_permissions({given})".replace("\\", "\\\\"))
 
     def drop_vhost(self, url: str) -> None:
         self.process.delete_vhost(unquote(urlsplit(url).path[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 # Before they are imported, so that their assertions say what they compared.
 from tests.brokers.world import World
+from tests.brokers_available import LocalNode, RabbitMQ
 
 # Short waits, so that a fault is over soon; a heartbeat that a busy machine can keep.
 RABBITMQ_OPTIONS = "backoff_cap=0.5&silent_after=3"
@@ -39,7 +41,12 @@ async def sqlite_world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def rabbitmq_world(amqp_url: str, rabbitmq_options: str, tmp_path: Path) -> AsyncIterator[World]:
+async def rabbitmq_world(
+    broker: str, amqp_url: str, rabbitmq: RabbitMQ | None, rabbitmq_options: str, tmp_path: Path
+) -> AsyncIterator[World]:
+    """A world on the shared node; with classic queues its user has no more rights than are needed."""
+    if broker == "rabbitmq-classic" and isinstance(rabbitmq, LocalNode):
+        await asyncio.to_thread(rabbitmq.narrow, amqp_url)
     world = World(f"{amqp_url}?{rabbitmq_options}", tmp_path)
     yield world
     await world.aclose()

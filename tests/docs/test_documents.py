@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.brokers_available import RIGHTS
+from tests.cli.program import PROGRAM
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
@@ -99,6 +104,39 @@ def test_terminals_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
         finally:
             serving.terminate()
     assert serving.returncode == 0
+
+
+def test_the_rights_that_the_contract_suite_has_are_those_of_the_page() -> None:
+    (line,) = re.findall(
+        r"^rabbitmqctl set_permissions .*$", (ROOT / "docs" / "operating.md").read_text(), re.MULTILINE
+    )
+    assert tuple(shlex.split(line)[-3:]) == RIGHTS
+
+
+def test_a_file_is_copied_as_the_page_says(tmp_path: Path) -> None:
+    (command,) = [block.text for block in blocks(ROOT / "docs" / "operating.md") if block.title == "backup"]
+    env = environment(tmp_path)
+    declare = (
+        "import asyncio, signalbus\n"
+        "async def main():\n"
+        "    async def never(data: int): raise AssertionError\n"
+        "    async with signalbus.Bus() as bus:\n"
+        "        await (await bus.subscribe('a', handler=never, name='waiting')).cancel()\n"
+        "        await bus.publish('a', 1)\n"
+        f"        assert __import__('os').system({command.strip()!r}) == 0\n"
+        "asyncio.run(main())"
+    )
+    subprocess.run([sys.executable, "-c", declare], cwd=tmp_path, env=env, timeout=60, check=True)
+    shown = subprocess.run(
+        [*PROGRAM, "topology", "--json", "--url", "sqlite:///copy.db"],
+        cwd=tmp_path,
+        env=env,
+        timeout=60,
+        check=True,
+        capture_output=True,
+    )
+    [waiting] = json.loads(shown.stdout)["subscriptions"]
+    assert (waiting["name"], waiting["ready"]) == ("waiting", 1)
 
 
 def test_make_targets_of_the_readme_exist() -> None:

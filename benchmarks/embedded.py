@@ -1,12 +1,17 @@
-"""Throughput of the embedded broker: its default settings, so every publish returns after an fsync."""
+"""Throughput of the embedded broker: its default settings, so every publish returns after an fsync.
+
+As a program: ``python -m benchmarks.embedded WHO WORK DIRECTORY COUNT`` does the work and writes the signals a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from . import embedded_peers
 from .figures import Benchmark, Leg, Readings, at_least
 from .load import BODY, PATTERN, SIGNAL_TYPE, Countdown, publish_all, require, wait_acked
 from .plan import Plan
+from .processes import child_output
 
 SUBJECT = "signalbus"
 BARE = "sqlite3, a commit a row"
@@ -28,21 +34,12 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
     """Return the throughput benchmarks of the embedded broker."""
     count = plan.sizes.embedded_signals
 
-    async def publish() -> Readings:
-        return {SUBJECT: [await _publish(plan.directory, count)]}
+    def ours(work: str) -> Leg:
+        return functools.partial(_apart, SUBJECT, work, plan.directory, count)
 
-    async def consume() -> Readings:
-        return {SUBJECT: [await _consume(plan.directory, count)]}
-
-    async def round_trip() -> Readings:
-        return {SUBJECT: [await _round_trip(plan.directory, count)]}
-
-    def rival(name: str, work: Callable[[str, Path, int], float]) -> Leg:
-        async def leg() -> Readings:
-            with database(plan.directory) as path:
-                return {name: [work(name, path, plan.sizes.one_at_a_time)]}
-
-        return leg
+    def with_rivals(work: str) -> tuple[Leg, ...]:
+        slow = plan.sizes.one_at_a_time
+        return ours(work), *(functools.partial(_apart, name, work, plan.directory, slow) for name in rivals)
 
     rivals = embedded_peers.peers()
     ahead = {name: at_least(3.0) for name in rivals}
@@ -56,22 +53,29 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
             title=f"SQLite: publish, {IN_FLIGHT} in flight",
             unit="signals/s",
             subject=SUBJECT,
-            legs=(publish, *(rival(name, embedded_peers.publish) for name in rivals)),
+            legs=with_rivals("publish"),
             targets={SUBJECT: at_least(40_000), **ahead},
+        ),
+        Benchmark(
+            name="embedded.publish_many",
+            title=f"SQLite: publish_many, {IN_FLIGHT} at a time",
+            unit="signals/s",
+            subject=SUBJECT,
+            legs=(ours("publish_many"),),
         ),
         Benchmark(
             name="embedded.consume",
             title=f"SQLite: claim, handle, ack, {IN_FLIGHT} at a time",
             unit="signals/s",
             subject=SUBJECT,
-            legs=(consume,),
+            legs=(ours("consume"),),
         ),
         Benchmark(
             name="embedded.round_trip",
             title=f"SQLite: publish, handle, ack in one process, {IN_FLIGHT} in flight",
             unit="signals/s",
             subject=SUBJECT,
-            legs=(round_trip, *(rival(name, embedded_peers.round_trip) for name in rivals)),
+            legs=with_rivals("round_trip"),
             targets={SUBJECT: at_least(20_000), **ahead},
         ),
         Benchmark(
@@ -83,6 +87,11 @@ def benchmarks(plan: Plan) -> list[Benchmark]:
             targets={BARE: at_least(0.5)},
         ),
     ]
+
+
+async def _apart(who: str, work: str, directory: Path, count: int) -> Readings:
+    """Let somebody work in a new process: in ours are the objects of all libraries, for the collector to go through."""
+    return {who: [float(await child_output("embedded", who, work, directory, count))]}
 
 
 @contextmanager
@@ -116,6 +125,18 @@ async def _publish(directory: Path, count: int) -> float:
         rate = await publish_all(lambda: bus.publish(SIGNAL_TYPE, BODY), count, IN_FLIGHT)
         require(count, await ready(bus), "signals stored")
         return rate
+
+
+async def _publish_many(directory: Path, count: int) -> float:
+    batches, rest = divmod(count, IN_FLIGHT)
+    async with open_bus(directory, Countdown(0)) as (bus, subscription):
+        await subscription.pause()
+        started = time.perf_counter()
+        for size in [*[IN_FLIGHT] * batches, rest]:
+            await bus.publish_many([(SIGNAL_TYPE, BODY)] * size)
+        elapsed = time.perf_counter() - started
+        require(count, await ready(bus), "signals stored")
+        return count / elapsed
 
 
 async def _consume(directory: Path, count: int) -> float:
@@ -179,3 +200,20 @@ def _bare_table(directory: Path) -> Iterator[sqlite3.Connection]:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("CREATE TABLE signals (seq INTEGER PRIMARY KEY, type TEXT NOT NULL, body BLOB NOT NULL)")
         yield connection
+
+
+_OURS = {"publish": _publish, "publish_many": _publish_many, "consume": _consume, "round_trip": _round_trip}
+
+
+def main(who: str, work: str, directory: str, count: str) -> None:
+    """Do the work, and write its figure."""
+    if who == SUBJECT:
+        rate = asyncio.run(_OURS[work](Path(directory), int(count)))
+    else:
+        with database(Path(directory)) as path:
+            rate = embedded_peers.WORKS[work](who, path, int(count))
+    print(rate)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -166,3 +166,6 @@ def round_trip(name: str, path: Path, count: int) -> float:
 
 def _opened(name: str, path: Path) -> EmbeddedQueue:
     return _QUEUES[name][1](path)
+
+
+WORKS = {"publish": publish, "round_trip": round_trip}

@@ -145,6 +145,7 @@ async def test_embedded_benchmarks_run_and_write_their_figures(tmp_path: Path) -
     found = rows_of(document)
     assert set(found) == {
         "embedded.publish",
+        "embedded.publish_many",
         "embedded.consume",
         "embedded.round_trip",
         "embedded.one_at_a_time",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -25,13 +26,26 @@ def insert(document: Path, page: Path) -> None:
 
 def table(found: Json) -> str:
     """Return environment and figures as Markdown."""
-    environment = cast("dict[str, str]", found["environment"])
-    told = ", ".join(f"{name} {value}" for name, value in environment.items())
-    lines = [f"Measured with {told}.", "", "| what | who | median [lowest .. highest] | ours to it | target | met |"]
-    lines.append("|---|---|---:|---:|---|---|")
+    lines = [
+        _circumstances(cast("dict[str, str]", found["environment"])),
+        "",
+        "| what | who | median [lowest .. highest] | ours / theirs | target | met |",
+        "|---|---|---:|---:|---|---|",
+    ]
     for benchmark in cast("list[Json]", found["benchmarks"]):
         lines += _lines(benchmark)
     return "\n".join(lines)
+
+
+def _circumstances(environment: Mapping[str, str]) -> str:
+    """Return when and on what it was measured, with the versions of everything that took part."""
+    about = ("started", "machine", "load", "file system")
+    began = datetime.fromisoformat(environment["started"])
+    versions = ", ".join(f"{name} {value}" for name, value in environment.items() if name not in about)
+    return (
+        f"Measured on {began:%d %B %Y at %H:%M} UTC. {environment['machine']}, {environment['file system']}; "
+        f"load average at the beginning {environment['load']}. {versions}."
+    )
 
 
 def _lines(benchmark: Json) -> Iterator[str]:

@@ -55,8 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rounds = options.rounds or (2 if options.quick else 5)
     sizes = QUICK if options.quick else Sizes()
-    if count := os.environ.get("SIGNALBUS_BENCH_QUEUED"):
-        sizes = dataclasses.replace(sizes, queued_signals=int(count))
     if options.long:
         sizes = dataclasses.replace(sizes, **LONG)
     only = tuple(options.only or ("",))

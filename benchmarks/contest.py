@@ -20,7 +20,7 @@ from .load import publish_all
 from .pace import Cost, Pace, stamped
 from .processes import child_output, say, wait_told_to_end
 
-WARM_UP = 200
+WARM_UP = 2_000  # of the interpreter, of connections, of the broker; for those that have one
 SPACE_SECONDS = 0.5  # between connecting to consume and the first message of a steady load
 
 Figures = Mapping[str, float]

@@ -15,7 +15,7 @@ class Sizes:
     wake_ups: int = 200
     idle_seconds: float = 10.0
     memory_signals: int = 100_000
-    rabbitmq_signals: int = 10_000
+    rabbitmq_signals: int = 20_000
     rabbitmq_large_signals: int = 2_000
     steady_signals: int = 5_000
     crowd_signals: int = 20_000
@@ -47,7 +47,7 @@ QUICK = Sizes(
     router_seconds=5,
 )
 #: What `--long` takes instead.
-LONG = {"memory_signals": 1_000_000, "cycles": 10_000, "router_seconds": 600}
+LONG = {"memory_signals": 1_000_000, "queued_signals": 1_000_000, "cycles": 10_000, "router_seconds": 600}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What a long queue costs: resident memory of a publisher and of a subscriber, and the rate, over the queue's length.
 
-``SIGNALBUS_BENCH_QUEUED`` says how many signals are queued. As a program: fills a queue and empties it, and reports.
+As a program: fills a queue and empties it, and reports.
 """
 
 from __future__ import annotations

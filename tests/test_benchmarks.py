@@ -139,6 +139,7 @@ def test_unknown_name_is_refused_with_the_known_ones(tmp_path: Path, capsys: pyt
 # The benchmarks themselves
 
 
+@pytest.mark.timeout(300)  # each peer has a process for each turn
 async def test_embedded_benchmarks_run_and_write_their_figures(tmp_path: Path) -> None:
     document = tmp_path / "results" / "found.json"
     assert await measure(TINY, 2, ("embedded.",), tmp_path, document, with_rabbitmq=False) == 0
@@ -221,7 +222,13 @@ async def test_router_benchmarks_run(amqp_url: str, tmp_path: Path, monkeypatch:
 
 def document(tmp_path: Path) -> Path:
     found = {
-        "environment": {"python": "3.11", "load": "0.1"},
+        "environment": {
+            "started": "2026-01-31T12:00:00+00:00",
+            "python": "3.11",
+            "machine": "an abacus",
+            "load": "0.1",
+            "file system": "clay",
+        },
         "benchmarks": [
             as_json(Result(benchmark=contest(), rows=rows(contest(), [{"ours": [9.0], "theirs": [20.0]}]))),
             as_json(Result(benchmark=contest(), error="OSError: no disk")),
@@ -240,6 +247,10 @@ def test_figures_are_put_into_a_page_between_its_marks(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
+    assert (
+        "Measured on 31 January 2026 at 12:00 UTC. an abacus, clay; load average at the beginning 0.1. python 3.11."
+        in text
+    )
     assert "| A contest (signals/s) | ours | 9.00 [9.00 .. 9.00] |  | < 10 | yes |" in text
     assert "| theirs | 20.00 [20.00 .. 20.00] | 0.45 | ≥ 0.5 | **no** |" in text
     assert "failed: OSError: no disk" in text

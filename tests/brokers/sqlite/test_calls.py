@@ -18,6 +18,7 @@ import pytest
 from signalbus.brokers.base import Answer, AnswerKind, IncomingRequest, Responder
 from signalbus.brokers.sqlite import SqliteBroker, lines, requester
 from signalbus.brokers.sqlite.frames import HELLO, Kind, frame, numbered, pack_request, write_answer, write_request
+from signalbus.brokers.sqlite.peers import Peer as Asked
 from signalbus.codec import EncodedSignal
 from signalbus.errors import Backpressure, BrokerUnavailable, BusClosed, ConfigError, InvalidSignal, StorageError
 from tests.brokers.sqlite.support import SECONDS, Peer, Place, Said, remove_sockets, reply, settled, signal, wait_until
@@ -385,6 +386,31 @@ async def test_no_answer_before_the_deadline_is_said_and_a_late_one_counted(plac
     assert await peer.line() == "answered True"
     await eventually(lambda: broker.health().counters.get("replies_late") == 1)
     assert (await broker.request(ask(), SHORT)).kind is AnswerKind.EXPIRED
+
+
+async def test_an_answer_that_came_while_our_own_event_loop_was_away_counts() -> None:
+    """It finds both at once, the answer and that the time is over."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    counters: Counter[str] = Counter()
+    peer = Asked(here, counters)
+    await peer.line.call()
+    there.sendall(frame(Kind.HELLO, HELLO))
+    loop = asyncio.get_running_loop()
+    assert await peer.line.drain(loop.time() + SECONDS)
+    answered = asyncio.create_task(peer.request(pack_request(ask()), loop.time() + SHORT, redelivered=False))
+    reported = asyncio.create_task(peer.ask(SHORT))
+    silent = asyncio.create_task(peer.ask(SHORT))
+    await asyncio.sleep(0)
+    there.sendall(write_answer(1, Answer(AnswerKind.REPLY, b"yes")) + numbered(Kind.REPORT, 2, b"well"))
+    time.sleep(2 * SHORT)  # noqa: ASYNC251 - what a bad handler does
+    assert await answered == Answer(AnswerKind.REPLY, b"yes")
+    assert await reported == b"well"
+    assert await silent is None
+    assert peer.idle
+    assert not counters["replies_late"]
+    there.close()
+    await peer.line.wait_closed(SECONDS)
 
 
 async def test_what_has_expired_is_not_handed_out(place: Place) -> None:

@@ -37,6 +37,7 @@ from signalbus.signals import Signal
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 10.0  # for each step that should take milliseconds
+_START_SECONDS = 60.0  # for a process to begin: what it imports takes half a second, and twenty times that if many do
 WORK = SubscriptionSpec(name="work", patterns=("work.#",))
 
 
@@ -209,12 +210,15 @@ class Peer:
             cwd=ROOT,
         )
         self.pid = self._process.pid
+        self._begun = False
 
     async def line(self, timeout: float = SECONDS) -> str:
-        """Return the next line it says, an empty one at its end."""
+        """Return the next line it says, an empty one at its end. The first one may take as long as a process does."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(timeout):
-            return (await asyncio.to_thread(self._process.stdout.readline)).strip()
+        async with asyncio.timeout(timeout if self._begun else max(timeout, _START_SECONDS)):
+            said = await asyncio.to_thread(self._process.stdout.readline)
+        self._begun = True
+        return said.strip()
 
     def tell(self, line: str = "") -> None:
         assert self._process.stdin is not None

@@ -139,7 +139,10 @@ async def compete(path: Path, seconds: str) -> None:
 
 
 async def sit(path: Path, count: str = "1") -> None:
-    """Open sessions and say their names; close in good order when told, as given up if told so."""
+    """Open sessions and say their names; close in good order when told, as given up if told so.
+
+    The process stays, so that its end tells nobody of theirs.
+    """
     brokers: list[SqliteBroker] = []
     for _ in range(int(count)):
         info = session()
@@ -150,6 +153,7 @@ async def sit(path: Path, count: str = "1") -> None:
     reason = await told()
     await asyncio.gather(*(broker.aclose(DownReason(reason or "normal")) for broker in brokers))
     say("closed")
+    await told()
 
 
 async def watch(path: Path, *sessions: str) -> None:

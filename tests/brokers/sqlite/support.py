@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from signalbus.brokers.base import (
     Answer,
@@ -27,7 +27,7 @@ from signalbus.brokers.base import (
     QueueInfo,
     SubscriptionSpec,
 )
-from signalbus.brokers.sqlite import SqliteBroker
+from signalbus.brokers.sqlite import SqliteBroker, watcher, writer
 from signalbus.brokers.sqlite.clock import Clock
 from signalbus.brokers.sqlite.consumer import SqliteConsumer
 from signalbus.codec import EncodedSignal, encode
@@ -35,10 +35,15 @@ from signalbus.config import SqliteUrl
 from signalbus.sessions import SessionInfo
 from signalbus.signals import Signal
 
+if TYPE_CHECKING:
+    import pytest  # not for peers, which would start later
+
 ROOT = Path(__file__).parents[3]
 SECONDS = 10.0  # for each step that should take milliseconds
 _START_SECONDS = 60.0  # for a process to begin: what it imports takes half a second, and twenty times that if many do
 WORK = SubscriptionSpec(name="work", patterns=("work.#",))
+
+_LOOKS = ((watcher, "_LOOK_SECONDS"), (writer, "_POLL_SECONDS"), (writer, "_SWEEP_SECONDS"), (writer, "_LOOP_SECONDS"))
 
 
 def session() -> SessionInfo:
@@ -84,6 +89,17 @@ class Said:
 
     def renewed(self, session: SessionInfo) -> None:
         self.incarnations.append(session)
+
+
+def look_only(monkeypatch: pytest.MonkeyPatch, *kept: str) -> None:
+    """Have brokers of this process look for what others did in the ways named, and in no other of their own accord.
+
+    So what they notice they were told, or found in that way: however slow the machine, nothing else explains it.
+    Before they are opened.
+    """
+    for module, name in _LOOKS:
+        if name not in kept:
+            monkeypatch.setattr(module, name, 3_600.0)
 
 
 async def settled(broker: SqliteBroker) -> SqliteBroker:

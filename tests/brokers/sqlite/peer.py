@@ -167,7 +167,10 @@ async def watch(path: Path, *sessions: str) -> None:
 
 
 async def respond(path: Path, behaviour: str, concurrency: str = "100", backlog: str = "100") -> None:
-    """Respond to ``ask``: echo, hold, die at once, or answer and die. Commands: answer, stop, aclose, close."""
+    """Respond to ``ask``: echo, hold, die at once, or answer and die.
+
+    Commands: answer, stop, aclose, close, and block: the event loop, for three seconds.
+    """
     info = session()
     broker = SqliteBroker(SqliteUrl(path=path, min_free_bytes=0))
     await broker.open(info, SECONDS, Said(info.id))
@@ -188,7 +191,8 @@ async def respond(path: Path, behaviour: str, concurrency: str = "100", backlog:
                 await responder.aclose()
                 say("closed")
             case "block":
-                time.sleep(1.0)  # noqa: ASYNC251 - what a bad handler does
+                say("blocked")
+                time.sleep(3.0)  # noqa: ASYNC251 - what a bad handler does
             case _:
                 break
     await broker.aclose()

@@ -90,7 +90,7 @@ async def test_unknown_to_the_end_is_unconfirmed() -> None:
     broker = ScriptedBroker(UNKNOWN)
     publisher, sent = make(broker), signal()
     with pytest.raises(PublishUnconfirmed, match="connection lost") as caught:
-        await publisher.publish(sent, 0.2, "raise")
+        await publisher.publish(sent, 1.0, "raise")
     assert caught.value.signal_id == sent.id
     assert len(broker.calls) >= 2
     assert publisher.stats.failed == 1
@@ -135,7 +135,7 @@ async def test_the_deadline_holds(outcome: PublishOutcome, timeout: float) -> No
     started = clock()
     with pytest.raises(BrokerError):
         await make(broker).publish(signal(), timeout, "raise")
-    assert clock() - started < timeout + 0.1
+    assert clock() - started < timeout + 1.0, "without a deadline it would go on for ever"
     assert all(0 <= given <= timeout for given in broker.timeouts)
     assert broker.timeouts == sorted(broker.timeouts, reverse=True)
 

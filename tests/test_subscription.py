@@ -114,7 +114,7 @@ async def test_a_broker_that_stays_away_is_unavailable_in_time() -> None:
     started = clock()
     with pytest.raises(BrokerUnavailable, match="gone"):
         await setup.service.start(setup.surroundings)
-    assert clock() - started < 0.5
+    assert clock() - started < 0.3 + 1.0, "a hundred tries take longer by far"
     await setup.aclose()
 
 

@@ -47,7 +47,7 @@ async def test_no_second_has_more_than_the_rate_and_one_batch() -> None:
 
 
 async def test_a_batch_that_was_not_full_is_waited_for_as_long_as_it_was() -> None:
-    taken = iter([1, 1, 1, 0])
+    taken = iter([1] * 50 + [0])
     started = asyncio.get_running_loop().time()
 
     async def send(_: str, limit: int) -> int:
@@ -55,7 +55,8 @@ async def test_a_batch_that_was_not_full_is_waited_for_as_long_as_it_was() -> No
         return next(taken)
 
     await send_all("r", 1_000.0, send)
-    assert asyncio.get_running_loop().time() - started < 0.1
+    # 0.05 s, and however long this machine takes to wake up; for whole batches it would be 5 s.
+    assert asyncio.get_running_loop().time() - started < 2.5
 
 
 async def test_trouble_of_the_broker_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,8 @@ class Peer:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
+            if _has_come(future):
+                return future.result()
             return _expired("no answer before the deadline")
         finally:
             self._requests.pop(number, None)
@@ -74,7 +76,7 @@ class Peer:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
-            return None
+            return future.result() if _has_come(future) else None
         finally:
             del self._questions[number]
 
@@ -121,6 +123,15 @@ class Peer:
         for question in self._questions.values():
             if not question.done():
                 question.set_result(None)
+
+
+def _has_come(future: asyncio.Future[Answer | Miss] | asyncio.Future[bytes | None]) -> bool:
+    """Tell whether an answer is there all the same, after the deadline.
+
+    So it is if our own event loop was away: it then finds both at once, the answer and that the time is over. The
+    other end has nothing to do with that. Without an answer, the end of the time has cancelled the future.
+    """
+    return future.done() and not future.cancelled()
 
 
 def _expired(reason: str) -> Answer:

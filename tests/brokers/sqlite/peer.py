@@ -139,7 +139,10 @@ async def compete(path: Path, seconds: str) -> None:
 
 
 async def sit(path: Path, count: str = "1") -> None:
-    """Open sessions and say their names; close in good order when told, as given up if told so."""
+    """Open sessions and say their names; close in good order when told, as given up if told so.
+
+    The process stays, so that its end tells nobody of theirs.
+    """
     brokers: list[SqliteBroker] = []
     for _ in range(int(count)):
         info = session()
@@ -150,6 +153,7 @@ async def sit(path: Path, count: str = "1") -> None:
     reason = await told()
     await asyncio.gather(*(broker.aclose(DownReason(reason or "normal")) for broker in brokers))
     say("closed")
+    await told()
 
 
 async def watch(path: Path, *sessions: str) -> None:
@@ -163,7 +167,10 @@ async def watch(path: Path, *sessions: str) -> None:
 
 
 async def respond(path: Path, behaviour: str, concurrency: str = "100", backlog: str = "100") -> None:
-    """Respond to ``ask``: echo, hold, die at once, or answer and die. Commands: answer, stop, aclose, close."""
+    """Respond to ``ask``: echo, hold, die at once, or answer and die.
+
+    Commands: answer, stop, aclose, close, and block: the event loop, for three seconds.
+    """
     info = session()
     broker = SqliteBroker(SqliteUrl(path=path, min_free_bytes=0))
     await broker.open(info, SECONDS, Said(info.id))
@@ -184,7 +191,8 @@ async def respond(path: Path, behaviour: str, concurrency: str = "100", backlog:
                 await responder.aclose()
                 say("closed")
             case "block":
-                time.sleep(1.0)  # noqa: ASYNC251 - what a bad handler does
+                say("blocked")
+                time.sleep(3.0)  # noqa: ASYNC251 - what a bad handler does
             case _:
                 break
     await broker.aclose()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal as signal_module
 import sqlite3
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from signalbus.brokers.base import (
     Answer,
@@ -27,7 +29,7 @@ from signalbus.brokers.base import (
     QueueInfo,
     SubscriptionSpec,
 )
-from signalbus.brokers.sqlite import SqliteBroker
+from signalbus.brokers.sqlite import SqliteBroker, watcher, writer
 from signalbus.brokers.sqlite.clock import Clock
 from signalbus.brokers.sqlite.consumer import SqliteConsumer
 from signalbus.codec import EncodedSignal, encode
@@ -35,9 +37,15 @@ from signalbus.config import SqliteUrl
 from signalbus.sessions import SessionInfo
 from signalbus.signals import Signal
 
+if TYPE_CHECKING:
+    import pytest  # not for peers, which would start later
+
 ROOT = Path(__file__).parents[3]
 SECONDS = 10.0  # for each step that should take milliseconds
+_START_SECONDS = 60.0  # for a process to begin: what it imports takes half a second, and twenty times that if many do
 WORK = SubscriptionSpec(name="work", patterns=("work.#",))
+
+_LOOKS = ((watcher, "_LOOK_SECONDS"), (writer, "_POLL_SECONDS"), (writer, "_SWEEP_SECONDS"), (writer, "_LOOP_SECONDS"))
 
 
 def session() -> SessionInfo:
@@ -83,6 +91,37 @@ class Said:
 
     def renewed(self, session: SessionInfo) -> None:
         self.incarnations.append(session)
+
+
+def look_only(monkeypatch: pytest.MonkeyPatch, *kept: str) -> None:
+    """Have brokers of this process look for what others did in the ways named, and in no other of their own accord.
+
+    So what they notice they were told, or found in that way: however slow the machine, nothing else explains it.
+    Before they are opened.
+    """
+    for module, name in _LOOKS:
+        if name not in kept:
+            monkeypatch.setattr(module, name, 3_600.0)
+
+
+async def idle_share() -> float:
+    """Return the share of a processor that this process uses while the test waits: the least of three measurements.
+
+    Without the garbage collector, which would go through all that pytest has in memory.
+    """
+    await asyncio.sleep(0.2)  # for what was begun to end
+    gc.collect()
+    gc.freeze()
+    try:
+        return min([await _share(1.0) for _ in range(3)])
+    finally:
+        gc.unfreeze()
+
+
+async def _share(seconds: float) -> float:
+    used, begun = time.process_time(), time.monotonic()
+    await asyncio.sleep(seconds)
+    return (time.process_time() - used) / (time.monotonic() - begun)
 
 
 async def settled(broker: SqliteBroker) -> SqliteBroker:
@@ -209,12 +248,15 @@ class Peer:
             cwd=ROOT,
         )
         self.pid = self._process.pid
+        self._begun = False
 
     async def line(self, timeout: float = SECONDS) -> str:
-        """Return the next line it says, an empty one at its end."""
+        """Return the next line it says, an empty one at its end. The first one may take as long as a process does."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(timeout):
-            return (await asyncio.to_thread(self._process.stdout.readline)).strip()
+        async with asyncio.timeout(timeout if self._begun else max(timeout, _START_SECONDS)):
+            said = await asyncio.to_thread(self._process.stdout.readline)
+        self._begun = True
+        return said.strip()
 
     def tell(self, line: str = "") -> None:
         assert self._process.stdin is not None

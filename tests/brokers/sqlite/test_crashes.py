@@ -17,7 +17,8 @@ async def _listen(peer: Peer, lines: list[str]) -> None:
 
 
 async def _kill_at_work(peer: Peer, lines: list[str], after: float) -> None:
-    await eventually(lambda: len(lines) > 4, 60.0, message="the process to get to work")
+    # Twelve steps: on the slowest disk it has done something by then that must not be lost.
+    await eventually(lambda: len(lines) > 12, 60.0, message="the process to get to work")
     await asyncio.sleep(after)
     peer.kill()
 

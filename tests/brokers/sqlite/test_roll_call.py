@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal as signals_
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from signalbus.brokers.base import SubscriptionSpec
-from signalbus.brokers.sqlite import requester
+from signalbus.brokers.base import SessionStatus, SubscriptionSpec
+from signalbus.brokers.sqlite import SqliteBroker, requester
 from signalbus.codec import EncodedSignal
 from signalbus.delivery import ACK
 from signalbus.errors import BrokerUnavailable, BusClosed, InvalidSignal
@@ -35,6 +36,21 @@ async def _sitting(place: Place, count: int = 1) -> tuple[Peer, list[str]]:
     return peer, [await peer.line() for _ in range(count)]
 
 
+async def _with_reports(broker: SqliteBroker, *names: str) -> Sequence[SessionStatus]:
+    """Call the roll until all have answered, or those named: a busy machine may take more than a quarter of a second.
+
+    Return that roll.
+    """
+    found: list[SessionStatus] = []
+
+    async def complete() -> bool:
+        found[:] = await broker.sessions(SECONDS)
+        return all(status.report is not None for status in found if not names or status.info.id in names)
+
+    await wait_until(complete)
+    return found
+
+
 # The roll call
 
 
@@ -43,7 +59,7 @@ async def test_the_living_are_listed_oldest_first_with_what_they_say_of_themselv
     broker = await place.open(info=ours, host=Said(ours.id))
     _, names = await _sitting(place, 3)
     mute, silent = await place.entered()
-    found = await broker.sessions(SECONDS)
+    found = await _with_reports(broker)
     assert [status.info.id for status in found] == [ours.id, *names, silent.id]
     assert [status.report for status in found] == [name.encode() for name in (ours.id, *names)] + [b""]
     assert found[0].info == ours
@@ -61,21 +77,18 @@ async def test_the_dead_are_not_listed_though_nobody_has_buried_them(place: Plac
 
 async def test_a_stopped_process_is_listed_without_a_report_within_half_a_second(place: Place) -> None:
     broker = await place.open(host=Said("we"))
-    peer, stopped = await _sitting(place, 3)
-    _, running = await _sitting(place)
+    peer, stopped = await _sitting(place, 20)
+    _, (running,) = await _sitting(place)
     await broker.sessions(SECONDS)
     await peer.stop()
     begun = time.monotonic()
     found = {status.info.id: status.report for status in await broker.sessions(SECONDS)}
-    assert time.monotonic() - begun < 1.0, "all are asked at once"
-    assert [found[name] for name in stopped] == [None] * 3
-    assert found[running[0]] == running[0].encode()
+    assert time.monotonic() - begun < 2.5, "all are asked at once: one after the other would take five seconds"
+    assert [found[name] for name in stopped] == [None] * 20
+    found = {status.info.id: status.report for status in await _with_reports(broker, running)}
+    assert [found[name] for name in (*stopped, running)] == [*[None] * 20, running.encode()]
     peer.send(signals_.SIGCONT)
-
-    async def answered() -> bool:
-        return all(status.report is not None for status in await broker.sessions(SECONDS))
-
-    await wait_until(answered)
+    await _with_reports(broker)
     assert broker.health().counters.get("replies_late", 0) == 0, "late reports are no late replies"
 
 
@@ -85,7 +98,7 @@ async def test_a_blocked_event_loop_is_listed_without_a_report(place: Place) -> 
     name = await peer.line()
     await broker.sessions(SECONDS)
     peer.tell("block")
-    await asyncio.sleep(0.1)
+    assert await peer.line() == "blocked"
     found = {status.info.id: status.report for status in await broker.sessions(SECONDS)}
     assert found[name] is None
 
@@ -104,7 +117,7 @@ async def test_connections_to_many_sessions_are_not_kept_for_ever(
     broker = await place.open(host=Said())
     _, names = await _sitting(place, 10)
     for _ in range(3):
-        found = await broker.sessions(SECONDS)
+        found = await _with_reports(broker)
         assert [status.report for status in found[1:]] == [name.encode() for name in names]
     peers = broker._connected()._requester._peers
     assert len(peers) == 3

@@ -21,7 +21,18 @@ from signalbus.brokers.sqlite.operations import Look
 from signalbus.brokers.sqlite.store import Connection
 from signalbus.errors import BrokerUnavailable, BusClosed
 from signalbus.sessions import Down, DownReason
-from tests.brokers.sqlite.support import SECONDS, Peer, Place, Said, receive, remove_sockets, settled, signals
+from tests.brokers.sqlite.support import (
+    SECONDS,
+    Peer,
+    Place,
+    Said,
+    idle_share,
+    look_only,
+    receive,
+    remove_sockets,
+    settled,
+    signals,
+)
 from tests.leaks import open_descriptors
 from tests.support import eventually
 
@@ -79,15 +90,16 @@ async def test_what_a_killed_process_held_is_counted(place: Place) -> None:
 
 
 @pytest.mark.parametrize("reason", [DownReason.NORMAL, DownReason.KILLED_BY_SUPERVISOR])
-async def test_an_orderly_end_is_told_with_its_reason(place: Place, reason: DownReason) -> None:
+async def test_an_orderly_end_is_told_with_its_reason(
+    place: Place, monkeypatch: pytest.MonkeyPatch, reason: DownReason
+) -> None:
+    look_only(monkeypatch)  # so it is by a hint
     broker = await place.open()
     peer, (name,) = await _sitting(place)
     future = await broker.watch(name, SECONDS)
     peer.tell(reason.value)
     assert await peer.line() == "closed"
-    begun = time.monotonic()
     assert (await _ended(future)).reason is reason
-    assert time.monotonic() - begun < 0.5, "by a hint, not by the sweep"
 
 
 async def test_a_session_that_is_gone_or_never_was_is_told_at_once(place: Place) -> None:
@@ -356,6 +368,8 @@ async def test_without_the_kernels_word_or_hints_an_end_is_found_all_the_same(
     place: Place, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     """No pidfd: macOS; another host name: containers; lost hints: anywhere."""
+    # Not by the writer's own sweep, which is rarer with many sessions.
+    look_only(monkeypatch, *(["_LOOK_SECONDS"] if missing == "hints" else []))
     if missing == "pidfd":
         monkeypatch.delattr(os, "pidfd_open")
     broker = await place.open()
@@ -367,27 +381,25 @@ async def test_without_the_kernels_word_or_hints_an_end_is_found_all_the_same(
     if missing == "hints":
         remove_sockets(await settled(broker))
     futures = [await broker.watch(name, SECONDS) for name in (killed, left)]
-    begun = time.monotonic()
     peer.kill()
+    assert (await _ended(futures[0])).reason is DownReason.CONNECTION_LOST
     other.tell()
-    assert [(await _ended(future)).reason.value for future in futures] == ["connection_lost", "normal"]
-    assert time.monotonic() - begun < (2.0 if missing == "hints" else 1.0)
+    assert (await _ended(futures[1])).reason is DownReason.NORMAL
 
 
 async def test_more_sessions_than_descriptors_are_watched_all_the_same(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row 24: an application needs its files."""
+    look_only(monkeypatch)
     monkeypatch.setattr(watcher, "_DESCRIPTORS", 2)
     broker = await place.open()
     peer, names = await _sitting(place, 6)
     before = open_descriptors()
     futures = [await broker.watch(name, SECONDS) for name in names]
     assert len(open_descriptors() - before) <= 2
-    begun = time.monotonic()
     peer.kill()
     assert {(await _ended(future)).reason for future in futures} == {DownReason.CONNECTION_LOST}
-    assert time.monotonic() - begun < 1.0
 
 
 async def test_a_session_taken_for_dead_is_another_incarnation(place: Place) -> None:
@@ -413,8 +425,11 @@ async def test_a_session_taken_for_dead_is_another_incarnation(place: Place) -> 
     assert info.id not in [down.session for down in own], "our own end is not told to us"
 
 
-async def test_a_session_whose_lock_outlives_its_process_ends_with_its_lock(place: Place) -> None:
+async def test_a_session_whose_lock_outlives_its_process_ends_with_its_lock(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody shares the lock's file, as a child does between fork and exec: the kernel's word comes too early."""
+    look_only(monkeypatch)
     broker = await place.open()
     peer, (name,) = await _sitting(place)
     (token,) = [row[1] for row in await _rows(broker) if row[2] == name]
@@ -426,9 +441,7 @@ async def test_a_session_whose_lock_outlives_its_process_ends_with_its_lock(plac
         assert not done
     finally:
         os.close(shared)
-    begun = time.monotonic()
     assert (await _ended(future)).reason is DownReason.CONNECTION_LOST
-    assert time.monotonic() - begun < 0.5
 
 
 async def _rows(broker: SqliteBroker) -> Sequence[census.RollRow]:
@@ -455,11 +468,7 @@ async def test_watching_costs_next_to_nothing_while_nothing_happens(place: Place
     for name in names:
         await broker.watch(name, SECONDS)
     await broker.watch_all(lambda _: None, SECONDS)
-    await asyncio.sleep(0.2)
-    before, begun = os.times(), time.monotonic()
-    await asyncio.sleep(2.0)
-    after, ended = os.times(), time.monotonic()
-    assert (after.user + after.system - before.user - before.system) / (ended - begun) < 0.02
+    assert await idle_share() < 0.02
 
 
 async def test_watching_and_consuming_go_on_side_by_side(place: Place) -> None:

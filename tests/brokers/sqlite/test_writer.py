@@ -151,13 +151,16 @@ async def test_two_consumers_of_one_broker_share_evenly(place: Place) -> None:
     assert len(await receive(first, 20)) == len(await receive(second, 20)) == 20
 
 
-async def test_consumers_of_two_processes_share_what_comes_one_by_one(place: Place) -> None:
+async def test_consumers_of_two_processes_share_what_comes_one_by_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process that publishes what it consumes must not fill its own hands first."""
+    monkeypatch.setattr(group_module, "_PATIENCE_SECONDS", 1.0)  # threads of a busy machine take long to wake up
     broker, here = await place.serving(prefetch=50)
     other = await place.open()
     there = await other.consume(WORK.name, 50, SECONDS)
     shares: Counter[str] = Counter()
-    for number in range(40):
+    for number in range(20):
         await broker.publish([signal(number)], SECONDS)
         done, waiting = await asyncio.wait(
             [asyncio.create_task(here.receive(), name="here"), asyncio.create_task(there.receive(), name="there")],
@@ -169,7 +172,7 @@ async def test_consumers_of_two_processes_share_what_comes_one_by_one(place: Pla
             task.cancel()
         if waiting:
             await asyncio.wait(waiting)
-    assert min(shares["here"], shares["there"]) >= 5, shares
+    assert min(shares["here"], shares["there"]) >= 3, shares
 
 
 async def test_what_was_not_received_goes_back_on_stop(place: Place) -> None:

@@ -240,8 +240,9 @@ class World:
 
         async def empty() -> bool:
             queues = {queue.name: queue for queue in await bus.broker.queues(5.0)}
-            return all(
-                not queues[name].ready and not queues[name].unsettled and not queues[name].delayed for name in names
+            found = [queues[name] for name in names if name in queues]
+            return len(found) == len(names) and not any(
+                queue.ready or queue.unsettled or queue.delayed for queue in found
             )
 
         await wait_until(empty, timeout, message=f"{names} to be empty")

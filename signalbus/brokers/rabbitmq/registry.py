@@ -2,6 +2,10 @@
 
 A binding cannot be listed over AMQP, so a process that changes the patterns of a subscription has to know the earlier
 ones. A record is written before its bindings are made: every binding that exists is in some record.
+
+A stream tells neither its length nor its end, and a broker that stands still for a moment looks like an empty one. So
+who finds no record soon writes one that says nothing, and waits until a record comes: there is one from then on, as
+retention never takes the newest.
 """
 
 from __future__ import annotations
@@ -27,9 +31,10 @@ from .wire import ack
 log = logging.getLogger(__name__)
 
 STEP_SECONDS = 10.0
-EMPTY_SECONDS = 0.5  # a stream tells neither its length nor its end: no record after this long means empty
+EMPTY_SECONDS = 0.5  # no record after this long: it may be empty
 TAIL_SECONDS = 0.05  # records of the last chunk arrive together
 PREFETCH = 1_000
+NOTHING: Mapping[str, object] = {}  # a record that says nothing: every reader ever passed over what has no name
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class Registry:
     def __init__(self, topology: Topology) -> None:
         self.unavailable: str | None = None
         self._disabled = False
+        self._filled = False  # a record was there on this connection, so an empty stream is no longer to be expected
         self._topology = topology
 
     async def prepare(self, connection: AbstractConnection) -> None:
@@ -54,6 +60,7 @@ class Registry:
 
         RabbitMQ closes the whole connection (506) when a stream is read that is only just being made.
         """
+        self._filled = False
         async with opened(connection) as channel:
             await self._declare(channel)
 
@@ -63,7 +70,7 @@ class Registry:
             return {}
         try:
             async with opened(connection) as channel:
-                return _fold([_record(message) for message in await self._messages(channel)])
+                return _fold([_record(message) for message in await self._messages(connection, channel)])
         except DriverFailure as failure:
             if failure.code is None:
                 raise
@@ -75,14 +82,17 @@ class Registry:
         self, connection: AbstractConnection, name: str, patterns: tuple[str, ...] | None, session: str
     ) -> None:
         """Append a record; no patterns mean deleted. Raises `DriverFailure`."""
+        await self._append(connection, {"name": name, "patterns": patterns, "session": session})
+
+    async def _append(self, connection: AbstractConnection, record: Mapping[str, object]) -> bool:
+        """Append a record; False if there is no stream. Raises `DriverFailure`."""
         if self._disabled:
-            return
-        record = {"name": name, "patterns": patterns, "session": session}
+            return False
         channel = await call(connection.channel(), STEP_SECONDS)
         try:
             await self._declare(channel)
             if self.unavailable is not None:
-                return
+                return False
             answer = await call(
                 channel.basic_publish(
                     json.dumps(record).encode(),
@@ -93,6 +103,8 @@ class Registry:
             )
             if not isinstance(answer, commands.Basic.Ack):
                 raise DriverFailure("the registry of subscriptions takes no records")
+            self._filled = True
+            return True
         finally:
             if not channel.is_closed:
                 await call(channel.close(), STEP_SECONDS)
@@ -120,12 +132,12 @@ class Registry:
             log.warning("no registry of subscriptions: %s", failure.reason)
         self.unavailable = failure.reason
 
-    async def _messages(self, channel: AbstractChannel) -> list[Received]:
+    async def _messages(self, connection: AbstractConnection, channel: AbstractChannel) -> list[Received]:
         """Return every record: the newest tells how far to read from the first one."""
         await call(channel.basic_qos(prefetch_count=PREFETCH), STEP_SECONDS)
         newest = _Reading(channel)
         await newest.start(self._topology.registry, "last")
-        found = await newest.wait(0, EMPTY_SECONDS)
+        found = await self._arrives(newest, connection)
         await newest.stop()
         if not found:
             return []
@@ -137,6 +149,19 @@ class Registry:
             pass
         await reading.stop()
         return reading.messages
+
+    async def _arrives(self, newest: _Reading, connection: AbstractConnection) -> bool:
+        """Wait for a record, whoever has to write it; False if there is no stream. Raises `DriverFailure`."""
+        # Only at first, as who publishes during an alarm is not answered any more. And once only: an operator may have
+        # deleted the stream meanwhile.
+        patience, self._filled = STEP_SECONDS if self._filled else EMPTY_SECONDS, False
+        if not await newest.wait(0, patience):
+            if not await self._append(connection, NOTHING):
+                return False
+            if not await newest.wait(0, STEP_SECONDS):
+                raise DriverFailure("the registry of subscriptions hands out none of its records")
+        self._filled = True
+        return True
 
 
 class _Reading:
@@ -163,7 +188,7 @@ class _Reading:
                 async with asyncio.timeout(timeout):
                     await self._arrived.wait()
             except TimeoutError:
-                return False
+                return self.offset >= offset  # it may have come in the same turn of the loop
         return True
 
     def _take(self, message: Received) -> None:

@@ -137,9 +137,12 @@ class RollCall:
 
     async def _all_present(self, roll: _Roll, number: int) -> bool:
         """Wait until the broker has told of everybody; False if that is not certain in time."""
-        if self._roster.complete:
+        if self._roster.complete and await roll.wait(
+            lambda: self._roster.living.keys() <= roll.present.keys(), ANSWER_SECONDS
+        ):
             # Nobody can be missing whom we have not heard of.
-            return await roll.wait(lambda: self._roster.living.keys() <= roll.present.keys(), ANSWER_SECONDS)
+            return True
+        # Whom the broker has not told of by now is either gone, or only late.
         # The question is confirmed, so every presence queue has had it: what they made of it comes before this.
         await self._send("", self._inbox.queue, Note.TOLD, number)
         return await roll.wait(lambda: roll.told, SEND_SECONDS)

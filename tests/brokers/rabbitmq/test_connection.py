@@ -248,6 +248,8 @@ async def test_row_23_a_lost_consuming_connection_leaves_publishing_alone(
     await _close_connections(rabbitmq_node, brokers.url, "consume")
     results = {result for (result,) in await asyncio.gather(*unconfirmed)}
     assert results == {PublishResult.CONFIRMED}
+    # All may have arrived before we notice the loss.
+    await eventually(lambda: broker.health().counters["reconnects"] == 1)
     got: set[object] = set()
     async with asyncio.timeout(TIMEOUT):
         while len(got) < 100:

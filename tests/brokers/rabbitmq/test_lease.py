@@ -165,7 +165,7 @@ async def test_renewals_never_look_like_a_death(brokers: Brokers, monkeypatch: p
     ended: list[Down] = []
     await watcher.broker.watch_all(ended.append, TIMEOUT)
     held = stay_of(other).lease
-    await eventually(lambda: held._held > 300)  # pyright: ignore[reportPrivateUsage]
+    await eventually(lambda: held._held > 300, 60)  # pyright: ignore[reportPrivateUsage]
     for _ in range(20):
         assert other.id in await living(watcher)
     assert not ended

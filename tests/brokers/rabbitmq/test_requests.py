@@ -27,12 +27,14 @@ from tests.brokers.rabbitmq.conftest import (
     broker_for,
     session,
     signal,
+    until,
     wait_up,
 )
 from tests.brokers.rabbitmq.peer import echo
 from tests.support import eventually
 
 QUOTE = "quote.get"
+TOLD = 5.0  # seconds: before `TIMEOUT`, so not because a request has expired
 
 Act = Callable[[Responder, IncomingRequest], Coroutine[None, None, None]]
 
@@ -93,6 +95,16 @@ async def unanswered(service: Service, count: int = 1) -> list[IncomingRequest]:
     """Wait until so many requests have arrived."""
     await eventually(lambda: len(service.got) >= count)
     return service.got
+
+
+async def queued(channel: AbstractChannel, count: int) -> None:
+    """Wait until so many requests wait at the broker, in nobody's hands."""
+
+    async def waiting() -> bool:
+        answer = await channel.queue_declare(f"signalbus.r.{QUOTE}", passive=True)
+        return answer.message_count == count
+
+    await until(waiting)
 
 
 async def never(responder: Responder, request: IncomingRequest) -> None:
@@ -174,9 +186,9 @@ async def test_without_an_answer_a_request_expires_at_its_deadline(brokers: Brok
     service = await serve(responder, never)
     clock = asyncio.get_running_loop().time
     started = clock()
-    answer = await asker.broker.request(signal(1, QUOTE), 0.3)
+    answer = await asker.broker.request(signal(1, QUOTE), 2.0)
     assert answer.kind is AnswerKind.EXPIRED
-    assert 0.29 < clock() - started < 2.0
+    assert 1.99 < clock() - started < 4.0
     (request,) = await unanswered(service)
     assert await service.responder.answer(request, echo(request))
     await eventually(lambda: asker.broker.health().counters.get("replies_late", 0) == 1)
@@ -184,13 +196,18 @@ async def test_without_an_answer_a_request_expires_at_its_deadline(brokers: Brok
     await service.aclose()
 
 
-async def test_what_expires_in_the_queue_or_in_our_hands_is_not_handed_out(brokers: Brokers) -> None:
+async def test_what_expires_in_the_queue_or_in_our_hands_is_not_handed_out(
+    brokers: Brokers, raw: AbstractChannel
+) -> None:
     asker, responder = await brokers.join(), await brokers.join()
     handle = await responder.broker.respond(QUOTE, 1, 10, TIMEOUT)
     # One waits here, as nobody receives; the other in the queue, as one is the limit.
-    waiting = [asking(asker, number, 0.2) for number in range(2)]
+    waiting = [asking(asker, number, 2.0) for number in range(2)]
+    ready = handle._ready  # pyright: ignore[reportPrivateUsage]
+    await eventually(lambda: len(ready) == 1)
+    await queued(raw, 1)
     assert [(await task).kind for task in waiting] == [AnswerKind.EXPIRED] * 2
-    await asyncio.sleep(0.5)  # the broker counts from its arrival
+    await queued(raw, 0)  # later, as the broker counts from its arrival
     service = Service(handle)
     assert (await asker.broker.request(signal(7, QUOTE), TIMEOUT)).kind is AnswerKind.REPLY
     assert len(service.got) == 1
@@ -198,13 +215,13 @@ async def test_what_expires_in_the_queue_or_in_our_hands_is_not_handed_out(broke
     await service.aclose()
 
 
-async def test_beyond_the_backlog_requests_are_refused_at_once(brokers: Brokers) -> None:
+async def test_beyond_the_backlog_requests_are_refused_at_once(brokers: Brokers, raw: AbstractChannel) -> None:
     asker, responder = await brokers.join(), await brokers.join()
     service = await serve(responder, never, concurrency=2, backlog=3)
-    waiting = [asking(asker, number, 2.0) for number in range(2)]
+    waiting = [asking(asker, number) for number in range(2)]
     await unanswered(service, 2)
-    queued = [asking(asker, number, 2.0) for number in range(3)]
-    await asyncio.sleep(0.1)
+    beyond = [asking(asker, number, 2.0) for number in range(3)]
+    await queued(raw, 3)
     clock = asyncio.get_running_loop().time
     started = clock()
     answer = await asker.broker.request(signal(9, QUOTE), TIMEOUT)
@@ -214,7 +231,7 @@ async def test_beyond_the_backlog_requests_are_refused_at_once(brokers: Brokers)
     for request in list(service.got):
         await service.responder.answer(request, echo(request))
     assert [(await task).kind for task in waiting] == [AnswerKind.REPLY] * 2
-    assert [(await task).kind for task in queued] == [AnswerKind.EXPIRED] * 3
+    assert [(await task).kind for task in beyond] == [AnswerKind.EXPIRED] * 3
     await service.aclose()
 
 
@@ -384,21 +401,23 @@ async def test_a_responder_that_stops_moves_what_it_has_not_begun(brokers: Broke
     ready = handle._ready  # pyright: ignore[reportPrivateUsage]
     await eventually(lambda: len(ready) == 10)
     await handle.stop()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(TOLD):
         answers = await asyncio.gather(*tasks)
     assert {answer.kind for answer in answers} == {AnswerKind.MOVED}
     assert await handle.receive() == ()
 
 
-async def test_the_last_responder_that_stops_moves_what_waits_in_the_queue(brokers: Brokers) -> None:
+async def test_the_last_responder_that_stops_moves_what_waits_in_the_queue(
+    brokers: Brokers, raw: AbstractChannel
+) -> None:
     asker, responder = await brokers.join(), await brokers.join()
     service = await serve(responder, never, concurrency=1)
     tasks = [asking(asker, number) for number in range(20)]
     (request,) = await unanswered(service)
-    await asyncio.sleep(0.2)
+    await queued(raw, 19)
     await service.responder.stop()
     await service.responder.answer(request, echo(request))
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(TOLD):
         kinds = [answer.kind for answer in await asyncio.gather(*tasks)]
     assert sorted(kinds) == sorted([AnswerKind.REPLY] + [AnswerKind.MOVED] * 19)
     await service.aclose()
@@ -411,7 +430,7 @@ async def test_a_responder_that_closes_before_it_answers_is_down(brokers: Broker
     await unanswered(service)
     await service.responder.stop()
     await service.responder.aclose()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(TOLD):
         assert (await task).kind is AnswerKind.RESPONDER_DOWN
 
 

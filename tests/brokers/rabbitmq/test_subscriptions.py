@@ -6,9 +6,12 @@ import asyncio
 
 import pytest
 from aiormq.abc import AbstractChannel
+from pamqp.common import Arguments
 
 from signalbus.brokers.base import BrokerState, Consumer, PublishResult, SubscriptionSpec
-from signalbus.brokers.rabbitmq import RabbitBroker
+from signalbus.brokers.rabbitmq import RabbitBroker, registry
+from signalbus.brokers.rabbitmq.deliveries import Take, consume
+from signalbus.brokers.rabbitmq.lane import Received
 from signalbus.delivery import ACK
 from signalbus.errors import BrokerUnavailable, ConfigError
 from signalbus.testing.proxy import FaultProxy
@@ -137,6 +140,49 @@ async def test_queues_lists_the_subscriptions_of_all_processes(brokers: Brokers)
         return [info.ready for info in await second.queues(TIMEOUT)] == [1, 1, 1]
 
     await until(counted)
+
+
+async def test_a_slow_broker_never_looks_like_one_without_subscriptions(
+    brokers: Brokers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def slow(channel: AbstractChannel, queue: str, take: Take, *, arguments: Arguments) -> str:
+        def take_later(message: Received) -> None:
+            loop.call_later(0.2, take, message)
+
+        return await consume(channel, queue, take_later, arguments=arguments)
+
+    first = await brokers.open()
+    await first.declare(_spec("order.*"), TIMEOUT)
+    monkeypatch.setattr(registry, "consume", slow)
+    monkeypatch.setattr(registry, "EMPTY_SECONDS", 0.0)
+    for _ in range(3):
+        other = await brokers.open()
+        assert [info.name for info in await other.queues(TIMEOUT)] == ["work"]
+        await other.aclose()
+    last = await brokers.open()
+    await last.declare(_spec("item.*"), TIMEOUT)
+    assert await publish(last, signal(1, "order.a"), signal(2, "item.a")) == [RETURNED, CONFIRMED]
+
+
+async def test_the_registry_is_empty_only_once_however_many_look(
+    brokers: Brokers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = [await brokers.open() for _ in range(3)]
+    assert await asyncio.gather(*(broker.queues(TIMEOUT) for broker in opened)) == [[], [], []]
+    # Whoever comes waits in vain for no record.
+    monkeypatch.setattr(registry, "EMPTY_SECONDS", 2 * TIMEOUT)
+    assert not await (await brokers.open()).queues(TIMEOUT)
+
+
+async def test_a_registry_that_was_deleted_is_made_again(brokers: Brokers, raw: AbstractChannel) -> None:
+    broker = await brokers.open()
+    await broker.declare(_spec("order.*"), TIMEOUT)
+    await raw.queue_delete("signalbus.registry")
+    await broker.declare(_spec("order.*"), TIMEOUT)
+    other = await brokers.open()
+    assert [info.name for info in await other.queues(TIMEOUT)] == ["work"]
 
 
 async def test_delete_removes_the_queue_its_content_and_its_record(brokers: Brokers) -> None:

@@ -100,7 +100,7 @@ def test_responding_ends_in_order(echo: Running) -> None:
 
 
 def test_responding_has_a_limit(tmp_path: Path) -> None:
-    assert signalbus("respond", "ping", "--echo", "--timeout", "1", cwd=tmp_path).code == 0
+    assert signalbus("respond", "ping", "--echo", "--timeout", "5", cwd=tmp_path).code == 0
 
 
 def test_requests_on_rabbitmq(amqp_url: str, tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ def test_publishing_until_acked_says_what_became_of_it(shop: Running, tmp_path: 
     assert "no such customer" in result.out
     shop.send(signal.SIGTERM)
     shop.wait()
-    result = signalbus("publish", "order.placed", "{}", "--until", "acked", "--timeout", "1", cwd=tmp_path, check=7)
+    result = signalbus("publish", "order.placed", "{}", "--until", "acked", "--timeout", "3", cwd=tmp_path, check=7)
     assert "… pending  billing" in result.out
-    assert "not settled within 1 s by billing" in result.err
+    assert "not settled within 3 s by billing" in result.err
 
 
 def test_another_audience_than_expected_is_refused(shop: Running, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ class World:
         """Return what workers logged, of one kind if named."""
         if not self.log.exists():
             return []
-        lines = self.log.read_text().splitlines()
+        *lines, _ = self.log.read_text().split("\n")  # the last one may be half written
         entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
         return [entry for entry in entries if step is None or entry["step"] == step]
 

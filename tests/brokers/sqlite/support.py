@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal as signal_module
 import sqlite3
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from signalbus.codec import EncodedSignal, encode
 from signalbus.config import SqliteUrl
 from signalbus.sessions import SessionInfo
 from signalbus.signals import Signal
+from tests.stopping import stop
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 10.0  # for each step that should take milliseconds
@@ -188,15 +188,6 @@ class Place:
             await broker.aclose()
 
 
-def _thread_states(pid: int) -> Iterator[str]:
-    """The states of a process' threads; proc_pid_stat(5)."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            pass  # it has ended meanwhile
-
-
 class Peer:
     """A process that says a line for each step, and goes on when told a line."""
 
@@ -225,14 +216,8 @@ class Peer:
         self._process.send_signal(number)
 
     async def stop(self) -> None:
-        """SIGSTOP, and wait until no thread of it runs: until then it may go on, and be stopped with the lock."""
-        self.send(signal_module.SIGSTOP)
-
-        async def stopped() -> bool:
-            return set(_thread_states(self.pid)) == {"T"}
-
-        if sys.platform == "linux":
-            await wait_until(stopped)
+        """SIGSTOP, and wait until no thread of it runs."""
+        await stop(self.pid)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

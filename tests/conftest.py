@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -42,10 +44,23 @@ def _without_rabbitmq(reason: str) -> None:
 # Brokers
 
 
+@contextmanager
+def _untimed() -> Iterator[None]:
+    """Stop the clock of pytest-timeout: a node's start has limits of its own, and is no part of the test it is for.
+
+    Two tries of 90 s are more than a test may take, so a node that was slow at first failed the test that came first.
+    """
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ | None]:
     """The session's RabbitMQ, None when there is none. Tests must leave it as it is: see `fault_node`."""
-    with _leaks.allowed():
+    with _leaks.allowed(), _untimed():
         context = rabbitmq_for_tests()
         broker = context.__enter__()
     try:
@@ -83,7 +98,7 @@ def _fault_process() -> Iterator[NodeProcess | None]:
     if find_server() is None:
         yield None
         return
-    with _leaks.allowed():
+    with _leaks.allowed(), _untimed():
         context = local_node()
         process = context.__enter__()
     try:

@@ -9,11 +9,13 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from signalbus.testing.rabbitmq import NodeProcess, PrivateNode, find_server
 from tests.brokers_available import LocalNode, RabbitMQ, local_node, rabbitmq_for_tests
+from tests.disks import mounted
 from tests.leaks import LeakCheck
 
 # Before anything imports them: helpers whose asserts should explain themselves.
@@ -129,6 +131,16 @@ def fault_node(_fault_process: NodeProcess | None) -> Iterator[PrivateNode]:
                 "vm_memory_monitor:set_vm_memory_high_watermark({absolute, 2000000000}), "
                 "rabbit_disk_monitor:set_disk_free_limit(50000000)"
             )
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of four megabytes."""
+    with mounted(tmp_path / "small", "4m") as directory:
+        yield directory
 
 
 # Leaks

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from signalbus.testing.rabbitmq import NodeProcess, PrivateNode, find_server
 from tests.brokers_available import LocalNode, RabbitMQ, local_node, rabbitmq_for_tests
+from tests.disks import mounted
 from tests.leaks import LeakCheck
 
 # Before anything imports them: helpers whose asserts should explain themselves.
@@ -42,10 +46,23 @@ def _without_rabbitmq(reason: str) -> None:
 # Brokers
 
 
+@contextmanager
+def _untimed() -> Iterator[None]:
+    """Stop the clock of pytest-timeout: a node's start has limits of its own, and is no part of the test it is for.
+
+    Two tries of 90 s are more than a test may take, so a node that was slow at first failed the test that came first.
+    """
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ | None]:
     """The session's RabbitMQ, None when there is none. Tests must leave it as it is: see `fault_node`."""
-    with _leaks.allowed():
+    with _leaks.allowed(), _untimed():
         context = rabbitmq_for_tests()
         broker = context.__enter__()
     try:
@@ -83,7 +100,7 @@ def _fault_process() -> Iterator[NodeProcess | None]:
     if find_server() is None:
         yield None
         return
-    with _leaks.allowed():
+    with _leaks.allowed(), _untimed():
         context = local_node()
         process = context.__enter__()
     try:
@@ -114,6 +131,16 @@ def fault_node(_fault_process: NodeProcess | None) -> Iterator[PrivateNode]:
                 "vm_memory_monitor:set_vm_memory_high_watermark({absolute, 2000000000}), "
                 "rabbit_disk_monitor:set_disk_free_limit(50000000)"
             )
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of four megabytes."""
+    with mounted(tmp_path / "small", "4m") as directory:
+        yield directory
 
 
 # Leaks

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from signalbus import Bus, Delivery, Monitor, SignalBusError, Subscription
 from signalbus.brokers.base import StoredDeadLetter
 from signalbus.config import BrokerUrl, SqliteUrl, parse_url
 from signalbus.testing.rabbitmq import PrivateNode
+from tests.stopping import stop, stop_without_lock
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -199,11 +201,10 @@ class World:
 
     async def suspend(self, worker: Worker) -> None:
         """SIGSTOP a worker, but not inside a transaction of the embedded broker, whose lock it would hold."""
-        worker.signal(signal.SIGSTOP)
-        while not (self.is_rabbitmq or await asyncio.to_thread(_becomes_free, parse_url(self.url))):
-            worker.signal(signal.SIGCONT)
-            await asyncio.sleep(0.01)
-            worker.signal(signal.SIGSTOP)
+        if self.is_rabbitmq:
+            await stop(worker.pid)
+        else:
+            await stop_without_lock(worker.pid, partial(_becomes_free, parse_url(self.url)))
 
     @property
     def log(self) -> Path:
@@ -214,7 +215,7 @@ class World:
         """Return what workers logged, of one kind if named."""
         if not self.log.exists():
             return []
-        lines = self.log.read_text().splitlines()
+        *lines, _ = self.log.read_text().split("\n")  # the last one may be half written
         entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
         return [entry for entry in entries if step is None or entry["step"] == step]
 

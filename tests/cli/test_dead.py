@@ -115,13 +115,14 @@ def test_who_asks_a_second_time_hears_that_it_is_replaying(six: Path) -> None:
     letter = str(letters(six)[0]["id"])
     dead(six, "replay", letter, "--no-wait")  # nobody serves the subscription
     assert "already replaying: 1 dead letter" in dead(six, "replay", letter, check=6).err
-    assert dead(six, "replay", letter, "--timeout", "0.5", check=6).code == 6
+    assert dead(six, "replay", letter, "--timeout", "20", check=6).code == 6
     assert dead(six, "restore", letter, "--stuck").out == "restored 1 dead letter\n"
 
 
 def test_a_replay_that_nobody_handles_in_time_says_so(six: Path) -> None:
     letter = str(letters(six)[0]["id"])
-    assert "1 not settled yet" in dead(six, "replay", letter, "--timeout", "0.5", check=7).out
+    # It has as long to open the file, and to send the letter, as it then waits.
+    assert "1 not settled yet" in dead(six, "replay", letter, "--timeout", "3", check=7).out
     assert states(six) == ["replaying", *["dead"] * 5]
 
 

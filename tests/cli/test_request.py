@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import Running, environment, running, signalbus
+from tests.cli.program import Running, alive, environment, running, signalbus
+from tests.support import eventually_sync
 
 
 @pytest.fixture
@@ -70,12 +71,11 @@ def test_a_program_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(script)
     with running("respond", "slow", "--command", f"{sys.executable} slow.py", cwd=tmp_path) as slow:
         slow.wait_err("responding to slow")
-        result = signalbus("request", "slow", "1", "--timeout", "2", cwd=tmp_path, check=7)
-        assert "no reply" in result.err
-        from tests.cli.program import alive
-        from tests.support import eventually_sync
-
-        eventually_sync(lambda: not alive(int(marker.read_text())), 20, message="the program to end")
+        with running("request", "slow", "1", "--timeout", "5", cwd=tmp_path, name="asking") as asking:
+            pid = int(eventually_sync(lambda: marker.read_text() if marker.exists() else "", 20))
+            assert asking.wait() == 7
+            assert "no reply" in asking.err
+        eventually_sync(lambda: not alive(pid), 20, message="the program to end")
 
 
 def test_a_killed_responder_is_told(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_responding_ends_in_order(echo: Running) -> None:
 
 
 def test_responding_has_a_limit(tmp_path: Path) -> None:
-    assert signalbus("respond", "ping", "--echo", "--timeout", "1", cwd=tmp_path).code == 0
+    assert signalbus("respond", "ping", "--echo", "--timeout", "5", cwd=tmp_path).code == 0
 
 
 def test_requests_on_rabbitmq(amqp_url: str, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_sigterm_ends_it(tmp_path: Path) -> None:
 
 
 def test_waiting_has_a_limit(tmp_path: Path) -> None:
-    result = signalbus("tail", "--count", "2", "--timeout", "1", cwd=tmp_path, check=7)
+    result = signalbus("tail", "--count", "2", "--timeout", "5", cwd=tmp_path, check=7)
     assert "0 of 2 signals" in result.err
 
 

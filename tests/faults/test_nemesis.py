@@ -23,6 +23,7 @@ async def survive(world: World, seconds: float, seed: int) -> None:
             pass
         nemesis = Nemesis(world, seed=seed, proxy=proxy)
         await nemesis.start()
+        await world.wait_steps("ok", 11, 60)  # interpreters start: who does nothing yet cannot be harmed
         await nemesis.rage(seconds)
         for publisher in nemesis.publishers:
             await publisher.kill()
@@ -40,7 +41,6 @@ async def survive(world: World, seconds: float, seed: int) -> None:
             await world.wait_empty(bus, "work", timeout=30)
         history = read_history(world)
         history.check([*effects(world), *rest.data], dead)
-        assert len(history.ok) > 10, nemesis.done
         assert history.failed == set() or len(history.failed) < len(history.invoked) / 2
         assert set(nemesis.done)
 

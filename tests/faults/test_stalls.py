@@ -13,6 +13,7 @@ from tests.faults.history import effects
 from tests.support import eventually
 
 HEARTBEAT = 1
+SLEEP = 3.0  # of a handler: long enough that it is stopped before it has ended, also on a busy machine
 
 
 def impatient(world: World) -> str:
@@ -22,7 +23,7 @@ def impatient(world: World) -> str:
 
 @pytest.mark.parametrize("broker", ["rabbitmq-quorum", "rabbitmq-classic"])
 async def test_a_suspended_subscriber_is_replaced_and_harms_nobody_when_it_wakes(broker: str, world: World) -> None:
-    zombie = await world.worker(url=impatient(world), behaviour="sleep", seconds=0.5, prefetch=1)
+    zombie = await world.worker(url=impatient(world), behaviour="sleep", seconds=SLEEP, prefetch=1)
     async with world.bus() as bus:
         await bus.publish("work.item", "held")
         await world.wait_steps("start", 1)
@@ -47,7 +48,7 @@ async def test_a_suspended_subscriber_is_replaced_and_harms_nobody_when_it_wakes
 @pytest.mark.parametrize("broker", ["sqlite"])
 async def test_a_suspended_subscriber_keeps_what_it_holds(broker: str, world: World) -> None:
     # The kernel says who is dead, not a clock: slow is not dead.
-    slow = await world.worker(behaviour="sleep", seconds=0.2, prefetch=1)
+    slow = await world.worker(behaviour="sleep", seconds=SLEEP, prefetch=1)
     async with world.bus() as bus, world.serving("other", handler=Inbox(), name="other"):
         await bus.publish("work.item", "held")
         await world.wait_steps("start", 1)

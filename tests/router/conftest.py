@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -125,6 +126,19 @@ def router_process(url: str, directory: Path, name: str = "router", *words: str,
     variables = environment(f"{url}?{FAST}", SIGNALBUS_STORE="ledger.db", **env)
     with running("router", *words, cwd=directory, env=variables, name=name) as process:
         yield process
+
+
+def lock_is_free(path: Path) -> bool:
+    """Tell whether the lock of a store's writer can be had within half a second."""
+    connection = sqlite3.connect(path, timeout=0.5, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 async def stored(path: Path) -> int:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,44 +13,42 @@ from signalbus import Bus
 from signalbus.errors import BrokerError
 from signalbus.testing.rabbitmq import PrivateNode, find_server
 from tests.brokers.world import Inbox
+from tests.disks import fill, mounted
 from tests.router.conftest import FAST, routing, stored
-from tests.router.test_store import fill
 from tests.support import eventually
 
 BODY = "x" * 100_000
 
 
 @pytest.fixture
-async def small_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PrivateNode]:
-    """A node whose directory is a file system of 96 megabytes; its disk alarm comes far too late."""
-    if os.geteuid() or not sys.platform.startswith("linux") or find_server() is None:
-        pytest.skip("needs to mount, and a local rabbitmq-server")
-    directory = tmp_path / "small"
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(directory)]
-    mounted = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr}")
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 megabytes: a node needs some."""
+    with mounted(tmp_path / "small", "96m") as directory:
+        yield directory
+
+
+@pytest.fixture
+async def small_node(disk: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PrivateNode]:
+    """A node whose directory is that file system; its disk alarm comes far too late."""
+    if find_server() is None:
+        pytest.skip("needs a local rabbitmq-server")
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(disk))
+        node = PrivateNode(config={"disk_free_limit.absolute": "1KB"})
+        await node.start()
     try:
-        with monkeypatch.context() as patched:
-            patched.setattr(tempfile, "tempdir", str(directory))
-            node = PrivateNode(config={"disk_free_limit.absolute": "1KB"})
-            await node.start()
-        try:
-            yield node
-        finally:
-            await node.aclose()
+        yield node
     finally:
-        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(directory)], check=True)
+        await node.aclose()
 
 
 @pytest.mark.slow
 @pytest.mark.rabbitmq
 @pytest.mark.timeout(300)
 async def test_row_27_a_full_disk_of_the_broker_loses_nothing_that_was_confirmed(
-    small_node: PrivateNode, tmp_path: Path
+    small_node: PrivateNode, disk: Path, tmp_path: Path
 ) -> None:
-    filler, inbox = small_node.process.directory.parent / "filler", Inbox()
+    inbox = Inbox()
     bus = Bus(f"{small_node.url()}?{FAST}", name="shop", publish_timeout=3.0)
     bus.subscribe("order.*", handler=inbox, name="billing")
     confirmed: list[int] = []
@@ -83,7 +78,7 @@ async def test_row_27_a_full_disk_of_the_broker_loses_nothing_that_was_confirmed
     async with bus, routing(small_node.url(), tmp_path / "ledger.db") as router:
         await publish(0, 20)
         await bus.subscriptions()[0].pause()
-        await asyncio.to_thread(fill, filler)
+        filler = await asyncio.to_thread(fill, disk)
         async with asyncio.timeout(120):
             await publish(100, 10)  # none of them hangs
         filler.unlink()

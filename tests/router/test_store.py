@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
-import subprocess
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,26 +17,11 @@ from signalbus.router.daemon import Router
 from signalbus.router.store import RouterStore
 from signalbus.trace.store import SqliteStore
 from tests.brokers.world import wait_until
+from tests.disks import KIB, fill
 from tests.router.conftest import KEEP, Ledger, Teller, routing, wait_stored
 from tests.support import eventually
 
-KIB = 1024
 GARBAGE = b"this is no database\n" * KIB
-
-
-@pytest.fixture
-async def small_disk(tmp_path: Path) -> AsyncIterator[Path]:
-    """A directory on a file system of four megabytes."""
-    if os.geteuid() or not sys.platform.startswith("linux"):
-        pytest.skip("needs to mount")
-    directory = tmp_path / "small"
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(directory)]
-    mounted = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr}")
-    yield directory
-    await asyncio.to_thread(subprocess.run, ["umount", "-l", str(directory)], check=True)
 
 
 async def delivered(url: str) -> None:
@@ -115,11 +96,11 @@ async def test_a_store_that_is_locked_at_the_start_is_waited_for(
 
 @pytest.mark.rabbitmq
 async def test_a_full_disk_is_waited_for(amqp_url: str, small_disk: Path, ledger: Ledger) -> None:
-    path, teller, filler = small_disk / "ledger.db", Teller(), small_disk / "filler"
+    path, teller = small_disk / "ledger.db", Teller()
     async with routing(amqp_url, path) as router:
         await ledger.put(teller.batch())
         await wait_stored(path, teller.facts)
-        fill(filler)
+        filler = fill(small_disk)
         for _ in range(20):
             await ledger.put(teller.batch())
         await troubled(router, "make room on the disk")
@@ -129,16 +110,6 @@ async def test_a_full_disk_is_waited_for(amqp_url: str, small_disk: Path, ledger
         await wait_until(ledger.is_empty)
         await well(router)
         assert all(child.restarts == 0 for child in router.status().children)
-
-
-def fill(path: Path) -> None:
-    """Leave no room on its file system."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4 * KIB)
-        except OSError:
-            pass  # as it should be
 
 
 @pytest.mark.rabbitmq

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import os
-import signal as signal_module
 import sqlite3
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from signalbus.codec import EncodedSignal, encode
 from signalbus.config import SqliteUrl
 from signalbus.sessions import SessionInfo
 from signalbus.signals import Signal
+from tests.stopping import stop
 
 if TYPE_CHECKING:
     import pytest  # not for peers, which would start later
@@ -227,15 +227,6 @@ class Place:
             await broker.aclose()
 
 
-def _thread_states(pid: int) -> Iterator[str]:
-    """The states of a process' threads; proc_pid_stat(5)."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            pass  # it has ended meanwhile
-
-
 class Peer:
     """A process that says a line for each step, and goes on when told a line."""
 
@@ -267,14 +258,8 @@ class Peer:
         self._process.send_signal(number)
 
     async def stop(self) -> None:
-        """SIGSTOP, and wait until no thread of it runs: until then it may go on, and be stopped with the lock."""
-        self.send(signal_module.SIGSTOP)
-
-        async def stopped() -> bool:
-            return set(_thread_states(self.pid)) == {"T"}
-
-        if sys.platform == "linux":
-            await wait_until(stopped)
+        """SIGSTOP, and wait until no thread of it runs."""
+        await stop(self.pid)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

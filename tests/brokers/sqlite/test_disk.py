@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,42 +17,16 @@ from signalbus.brokers.sqlite.consumer import SqliteConsumer
 from signalbus.delivery import ACK
 from signalbus.errors import StorageError
 from tests.brokers.sqlite.support import SECONDS, WORK, Place, data_of, receive, results, signal, signals, wait_until
+from tests.disks import KIB, fill
 from tests.support import eventually
-
-KIB = 1024
 
 
 @pytest.fixture
-async def small_disk(tmp_path: Path) -> AsyncIterator[Place]:
+async def small_place(small_disk: Path) -> AsyncIterator[Place]:
     """A place on a file system of four megabytes."""
-    if os.geteuid() or not sys.platform.startswith("linux"):
-        pytest.skip("needs to mount")
-    directory = tmp_path / "small"
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(directory)]
-    mounted = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr}")
-    place = Place(directory)
+    place = Place(small_disk)
     yield place
     await place.aclose()
-    await asyncio.to_thread(subprocess.run, ["umount", "-l", str(directory)], check=True)
-
-
-def _fill(place: Place, leave: int = 0) -> Path:
-    """Fill the disk up to ``leave`` bytes; return the file to remove."""
-    filler = place.directory / "filler"
-    with filler.open("wb") as file:
-        free = os.statvfs(place.directory)
-        file.truncate(0)
-        left = free.f_bavail * free.f_frsize - leave
-        while left > 0:
-            try:
-                left -= file.write(b"\0" * min(left, 4 * KIB))
-                file.flush()
-            except OSError:
-                break
-    return filler
 
 
 async def _publish_until_refused(broker: SqliteBroker) -> tuple[int, list[str]]:
@@ -75,21 +47,21 @@ async def _settle_all(consumer: SqliteConsumer, count: int) -> list[int]:
     return found
 
 
-async def test_a_full_disk_refuses_publishes_and_recovers(small_disk: Place) -> None:
+async def test_a_full_disk_refuses_publishes_and_recovers(small_place: Place) -> None:
     """Row 69: nothing confirmed is lost, and nothing refused appears."""
-    broker, consumer = await small_disk.serving(prefetch=1)
+    broker, consumer = await small_place.serving(prefetch=1)
     await consumer.stop()
     confirmed, (result, reason) = await _publish_until_refused(broker)
     assert confirmed > 10
     assert result == "refused"
     assert "full" in reason
-    filler = _fill(small_disk)
+    filler = fill(small_place.directory)
     assert results(await broker.publish([signal([-1])], SECONDS)) == ["refused"]
     filler.unlink()
     # SQLite frees room inside its file only; the file system needs some as well.
     await broker.aclose()
-    moved = Place(small_disk.directory.parent)
-    for path in small_disk.directory.glob("bus.db*"):
+    moved = Place(small_place.directory.parent)
+    for path in small_place.directory.glob("bus.db*"):
         if path.is_file():
             shutil.copy(path, moved.directory)
     try:
@@ -102,48 +74,48 @@ async def test_a_full_disk_refuses_publishes_and_recovers(small_disk: Place) -> 
         await moved.aclose()
 
 
-async def test_settling_on_a_full_disk_waits_for_room(small_disk: Place) -> None:
+async def test_settling_on_a_full_disk_waits_for_room(small_place: Place) -> None:
     """Row 69: neither an error for the consumer nor a settlement lost."""
-    broker, consumer = await small_disk.serving(prefetch=20)
+    broker, consumer = await small_place.serving(prefetch=20)
     for number in range(20):
         await broker.publish([signal([number, "x" * 2 * KIB])], SECONDS)
     held = await receive(consumer, 20)
-    filler = _fill(small_disk)
+    filler = fill(small_place.directory)
     settling = [asyncio.create_task(consumer.settle(incoming, ACK)) for incoming in held]
     await eventually(lambda: broker.health().counters.get("failed_transactions", 0) >= 2)
     assert not any(task.done() for task in settling)
     filler.unlink()
     assert await asyncio.wait_for(asyncio.gather(*settling), SECONDS) == [True] * 20
-    queue = await small_disk.queue(broker)
+    queue = await small_place.queue(broker)
     assert (queue.ready, queue.unsettled) == (0, 0)
     assert results(await broker.publish([signal([1])], SECONDS)) == ["confirmed"]
     assert broker.health().state is BrokerState.UP
 
 
-async def test_closing_on_a_full_disk_ends(small_disk: Place) -> None:
+async def test_closing_on_a_full_disk_ends(small_place: Place) -> None:
     """Row 69: what is in hand comes again once there is room."""
-    broker, consumer = await small_disk.serving()
+    broker, consumer = await small_place.serving()
     await broker.publish([signal([1])], SECONDS)
     (incoming,) = await receive(consumer)
-    filler = _fill(small_disk)
+    filler = fill(small_place.directory)
     settling = asyncio.create_task(consumer.settle(incoming, ACK))
     await eventually(lambda: broker.health().counters.get("failed_transactions", 0) >= 1)
     await asyncio.wait_for(broker.aclose(), 7.0)
     assert await settling is False
     filler.unlink()
-    _, consumer = await small_disk.serving()
+    _, consumer = await small_place.serving()
     assert data_of((await receive(consumer))[0]) == [1]
 
 
 async def test_little_free_space_refuses_publishes_but_settles(
-    small_disk: Place, monkeypatch: pytest.MonkeyPatch
+    small_place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row 69: below the mark there is still room for acks."""
     monkeypatch.setattr(database, "_SPACE_SECONDS", 0.1)
-    broker, consumer = await small_disk.serving(min_free_bytes=1024 * KIB)
+    broker, consumer = await small_place.serving(min_free_bytes=1024 * KIB)
     await broker.publish([signal([1])], SECONDS)
     (incoming,) = await receive(consumer)
-    filler = _fill(small_disk, leave=512 * KIB)
+    filler = fill(small_place.directory, leave=512 * KIB)
 
     async def refused() -> bool:
         (outcome,) = await broker.publish([signal([2])], SECONDS)

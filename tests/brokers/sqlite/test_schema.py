@@ -8,7 +8,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from signalbus.brokers.sqlite.sessions import SessionLock
 from signalbus.delivery import ACK
 from signalbus.errors import ConfigError, StorageError
 from tests.brokers.sqlite.support import SECONDS, WORK, Place, data_of, receive, signal
+from tests.disks import mounted
 
 
 def _digest(path: Path) -> str:
@@ -159,19 +159,12 @@ async def test_a_network_file_system_is_refused_unless_forced(place: Place, monk
 @contextmanager
 def _read_only(directory: Path) -> Iterator[None]:
     """Mount a copy of ``directory`` over it, read-only."""
-    if os.geteuid() or not sys.platform.startswith("linux"):
-        pytest.skip("needs to mount")
     copy = directory.with_name("copy")
     shutil.copytree(directory, copy)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", directory], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr}")
-    try:
+    with mounted(directory, "16m"):
         shutil.copytree(copy, directory, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
         yield
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
 
 
 @pytest.mark.parametrize("existing", [True, False])

@@ -23,7 +23,7 @@ class Order(BaseModel):
     total: float
 
 
-@bus.subscribe("order.placed", name="billing", concurrency=16)
+@bus.subscribe("order.placed", name="orders-billing", concurrency=16)
 async def bill(order: Order) -> None:
     """Bill each order; the same signal may come twice, so a real one would keep the ids of those it billed."""
     print(f"billing {order.order_id}: {order.total:.2f}", flush=True)

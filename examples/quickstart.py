@@ -8,7 +8,7 @@ bus = Bus()  # SIGNALBUS_URL, else the file signalbus.db
 billed = asyncio.Event()
 
 
-@bus.subscribe("order.*", name="billing")
+@bus.subscribe("quickstart.order.*", name="quickstart")
 async def bill(order: dict[str, float]) -> None:
     print(f"billing {order['total']:.2f}")
     billed.set()
@@ -16,7 +16,7 @@ async def bill(order: dict[str, float]) -> None:
 
 async def main() -> None:
     async with bus:
-        await bus.publish("order.placed", {"total": 9.5})  # returns when it is on disk
+        await bus.publish("quickstart.order.placed", {"total": 9.5})  # returns when it is on disk
         await billed.wait()
 
 

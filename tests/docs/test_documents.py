@@ -66,6 +66,15 @@ def test_program_of_a_document_runs_verbatim(page: Path, title: str, tmp_path: P
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("name", ["quickstart.py", "retries.py", "requests.py"])
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    program = [sys.executable, ROOT / "examples" / name]
+    env = environment(tmp_path)
+    ran = subprocess.run(program, cwd=tmp_path, env=env, timeout=60, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip()
+
+
 def test_terminals_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
     shown = {block.title: block.text for block in blocks(PAGES[0])}
     (tmp_path / "shop.py").write_text(shown["shop.py"])

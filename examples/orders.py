@@ -29,7 +29,7 @@ async def bill(order: Order) -> None:
     print(f"billing {order.order_id}: {order.total:.2f}", flush=True)
 
 
-@bus.subscribe("order.#", name="audit")
+@bus.subscribe("order.#", name="orders-audit")
 async def audit(order: dict[str, object], delivery: Delivery) -> None:
     """See a copy of everything that happens to orders."""
     print(f"audit {delivery.type} {delivery.id}", flush=True)

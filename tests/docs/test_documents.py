@@ -68,7 +68,7 @@ def test_program_of_a_document_runs_verbatim(page: Path, title: str, tmp_path: P
 
 @pytest.mark.parametrize("name", ["quickstart.py", "retries.py", "requests.py"])
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
-    program = [sys.executable, ROOT / "examples" / name]
+    program = [sys.executable, str(ROOT / "examples" / name)]
     env = environment(tmp_path)
     ran = subprocess.run(program, cwd=tmp_path, env=env, timeout=60, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

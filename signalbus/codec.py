@@ -41,6 +41,8 @@ CORRELATION, CAUSATION, TRACE_PARENT, TRACE_STATE = (
     PREFIX + name for name in ("correlationid", "causationid", "traceparent", "tracestate")
 )
 SOURCE, SUBJECT, TIME = _SOURCE, PREFIX + "subject", _TIME
+_TOLD = (SUBJECT, TIME, CORRELATION, CAUSATION, TRACE_PARENT)
+Told = tuple[str, str | None, str | None, str | None, str | None, str | None]
 _RECEIPT_TO = RECEIPT_TO.removeprefix(PREFIX)
 _OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "traceparent", "tracestate")
 _OPTIONAL_HEADERS = tuple(PREFIX + name for name in _OPTIONAL)
@@ -176,6 +178,13 @@ def text_header(encoded: EncodedSignal, header: str) -> str | None:
     """Return a header if it is there and a string."""
     value = encoded.headers.get(header)
     return value if isinstance(value, str) else None
+
+
+def told(encoded: EncodedSignal) -> Told:
+    """Return the attributes of a signal of ours that the ledger keeps, in the order in which recorders take them."""
+    # All are texts, as they were encoded from a `Signal`, which has no others by these names.
+    header = encoded.headers.get
+    return cast("Told", (header(SOURCE, ""), *map(header, _TOLD)))
 
 
 def with_headers(encoded: EncodedSignal, **headers: str | None) -> EncodedSignal:

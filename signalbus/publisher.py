@@ -10,10 +10,10 @@ import random
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from .brokers.base import CONFIRMED, Broker, PublishOutcome, PublishResult
-from .codec import CAUSATION, CORRELATION, SOURCE, SUBJECT, TIME, TRACE_PARENT, EncodedSignal
+from .codec import EncodedSignal, told
 from .errors import (
     Backpressure,
     BatchError,
@@ -34,9 +34,6 @@ BATCH = 500  # signals sent before their outcomes are looked at; enough to fill 
 HEADERS_LIMIT = 65_536  # more than the attributes of a signal can have
 FIRST_PAUSE = 0.05  # seconds before the first repeat; doubles
 LONGEST_PAUSE = 1.0
-
-_TOLD = (SOURCE, SUBJECT, TIME, CORRELATION, CAUSATION, TRACE_PARENT)  # attributes that the ledger keeps
-_Told = tuple[str, str | None, str | None, str | None, str | None, str | None]
 
 
 @dataclass(slots=True)
@@ -232,11 +229,11 @@ class Publisher:
     def _tell_accepted(
         self, encoded: EncodedSignal, outcome: PublishOutcome, payload: Payload | None, tries: int, seconds: float
     ) -> None:
-        told = _attributes(encoded)
-        self._recorder.accepted(encoded.id, encoded.type, *told, outcome.subscriptions, payload, tries, seconds)
+        where = outcome.subscriptions
+        self._recorder.accepted(encoded.id, encoded.type, *told(encoded), where, payload, tries, seconds)
 
     def _tell_unroutable(self, encoded: EncodedSignal, payload: Payload | None) -> None:
-        self._recorder.unroutable(encoded.id, encoded.type, *_attributes(encoded), payload)
+        self._recorder.unroutable(encoded.id, encoded.type, *told(encoded), payload)
 
 
 def _pending(batch: Sequence[EncodedSignal], payloads: Sequence[Payload | None]) -> list[_Pending]:
@@ -244,11 +241,6 @@ def _pending(batch: Sequence[EncodedSignal], payloads: Sequence[Payload | None])
     if not payloads:
         return [_Pending(encoded, None, began) for encoded in batch]
     return [_Pending(encoded, payload, began) for encoded, payload in zip(batch, payloads, strict=True)]
-
-
-def _attributes(encoded: EncodedSignal) -> _Told:
-    # All are texts, as they were encoded from a `Signal`, which has no others by these names.
-    return cast("_Told", tuple(map(encoded.headers.get, _TOLD)))
 
 
 def _given_up(pending: _Pending) -> SignalBusError:

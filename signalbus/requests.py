@@ -16,7 +16,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 
 from . import codec
 from .brokers.base import Answer, AnswerKind, Broker
-from .codec import CAUSATION, CORRELATION, SOURCE, SUBJECT, TIME, TRACE_PARENT, EncodedSignal, text_header
+from .codec import EncodedSignal, told
 from .errors import (
     BrokerError,
     ConfigError,
@@ -94,23 +94,12 @@ class Requester:
             outcome, error, message = NOT_SENT, type(problem).__name__, str(problem)
             raise
         finally:
-            told = (ReplySide.REQUESTER, outcome, clock() - began, error, message, responder)
-            self._recorder.replied(encoded.id, encoded.type, *told)
+            end = (ReplySide.REQUESTER, outcome, clock() - began, error, message, responder)
+            self._recorder.replied(encoded.id, encoded.type, *end)
         return answer
 
     def _tell_requested(self, encoded: EncodedSignal, timeout: float, payload: Payload | None) -> None:
-        self._recorder.requested(
-            encoded.id,
-            encoded.type,
-            text_header(encoded, SOURCE) or "",
-            text_header(encoded, SUBJECT),
-            text_header(encoded, TIME),
-            text_header(encoded, CORRELATION),
-            text_header(encoded, CAUSATION),
-            text_header(encoded, TRACE_PARENT),
-            payload,
-            timeout,
-        )
+        self._recorder.requested(encoded.id, encoded.type, *told(encoded), payload, timeout)
 
     async def _until_answered(self, encoded: EncodedSignal, timeout: float) -> Answer:
         clock = asyncio.get_running_loop().time

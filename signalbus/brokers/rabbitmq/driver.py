@@ -199,16 +199,13 @@ class FrameWriter:
             self._loop.call_later(RETRY_FLUSH_SECONDS, self.flush)
 
     def _pass_on(self) -> bool:
-        if self._lane is not None and self._lane.full:
-            return False
+        if self._queue.full() if self._lane is None else self._lane.full:
+            return False  # before what waits is put together, perhaps for nothing
         frames = b"".join(self._pending)
-        if self._lane is not None:
-            self._lane.write(frames)
+        if self._lane is None:
+            self._queue.put_nowait(ChannelFrame(frames, should_close=False))
         else:
-            try:
-                self._queue.put_nowait(ChannelFrame(frames, should_close=False))
-            except asyncio.QueueFull:
-                return False
+            self._lane.write(frames)
         self._pending.clear()
         self._size = 0
         return True
